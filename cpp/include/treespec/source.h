@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// CandidateSource: what a drafter hands to a tree builder. Four shapes, one interface.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "treespec/array_view.h"
+
+namespace treespec {
+
+/// A node whose children a builder wants to see.
+struct FrontierNode {
+  int32_t index;   ///< order of first hand-over in this round; the root is 0
+  int32_t parent;  ///< its parent's index, -1 for the root
+  int32_t token;   ///< the root's token is the caller's business: 0 unless set
+  int32_t depth;   ///< 0 for the root
+  int32_t state;   ///< the source's own mark, copied from the candidate this node came from
+};
+
+/// Possible children of one node.
+struct CandidateRow {
+  const int32_t* token = nullptr;  ///< null: candidate j is token j
+  const float* logprob = nullptr;  ///< log-probability given the node; -inf is "impossible"
+  const int32_t* state = nullptr;  ///< the child's FrontierNode::state; null: 0
+  int32_t size = 0;
+};
+
+enum class SourceKind : uint8_t { kMarginals, kTransitions, kExpander, kTrie };
+std::string_view source_name(SourceKind kind);
+
+/// Gives candidate rows on demand. Rows stay valid until the next call on the same source.
+class CandidateSource {
+ public:
+  virtual ~CandidateSource() = default;
+  virtual SourceKind kind() const = 0;
+  /// One row per node, in order. Every node's parent was handed over before.
+  virtual ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) = 0;
+  /// Deepest drafted node this source can give; INT32_MAX when open.
+  virtual int32_t max_depth() const { return INT32_MAX; }
+};
+
+/// Rows computed by a model, `[len(nodes), V]` float32 log-probabilities over the whole vocabulary.
+class Expander : public CandidateSource {
+ public:
+  SourceKind kind() const final { return SourceKind::kExpander; }
+};
+
+/// Depth-wise, prefix-independent lists `[D, K]` of one-pass drafters (heads, block diffusion).
+class Marginals final : public CandidateSource {
+ public:
+  /// `token`, `logprob`: `[depth, width]`, borrowed; tokens of a row distinct. A padding entry has
+  /// logprob -inf.
+  Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width);
+  SourceKind kind() const override { return SourceKind::kMarginals; }
+  ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override;
+  int32_t max_depth() const override { return depth_; }
+
+ private:
+  const int32_t* token_;
+  const float* logprob_;
+  int32_t depth_, width_;
+  std::vector<CandidateRow> rows_;
+};
+
+/// First-order lists `[D, R, K]`: row r of depth d lists the children of the nodes that continue
+/// there; `next[d, r, k]` is the child's row at depth d + 1, -1 for a leaf. Depth 0 has row 0 only.
+class Transitions final : public CandidateSource {
+ public:
+  Transitions(const int32_t* token, const float* logprob, const int32_t* next, int32_t depth,
+              int32_t num_rows, int32_t width);
+  SourceKind kind() const override { return SourceKind::kTransitions; }
+  ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override;
+  int32_t max_depth() const override { return depth_; }
+
+ private:
+  const int32_t* token_;
+  const float* logprob_;
+  const int32_t* next_;
+  int32_t depth_, num_rows_, width_;
+  std::vector<CandidateRow> rows_;
+};
+
+/// Scored nodes `(parent, token, logprob)` of suffix trees, n-grams and retrieval; parents come
+/// first, -1 is the root, `logprob` is conditional on the parent. Copies its input.
+class Trie final : public CandidateSource {
+ public:
+  Trie(ArrayView<const int32_t> parent, ArrayView<const int32_t> token,
+       ArrayView<const float> logprob);
+  SourceKind kind() const override { return SourceKind::kTrie; }
+  ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override;
+  int32_t max_depth() const override { return max_depth_; }
+  int32_t num_nodes() const { return static_cast<int32_t>(token_.size()); }
+
+ private:
+  std::vector<int32_t> child_offset_;  // [nodes + 2]; children of trie node i - 1, sorted by token
+  std::vector<int32_t> token_, id_;    // by child_offset_
+  std::vector<float> logprob_;
+  int32_t max_depth_ = 0;
+  std::vector<CandidateRow> rows_;
+};
+
+}  // namespace treespec

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Verifier: step 5 of a round. Walks the tree, accepts a path, samples one more token.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "treespec/array_view.h"
+#include "treespec/rng.h"
+#include "treespec/sampling.h"
+#include "treespec/token_tree.h"
+
+namespace treespec {
+
+/// What a round decided.
+struct Verdict {
+  std::vector<int32_t> accepted_nodes;  ///< node ids of the accepted path, root excluded, top down
+  int32_t next_token = -1;              ///< correction or bonus token; becomes the next root
+  std::vector<int32_t> tokens;          ///< what the round emits: the path's tokens and next_token
+
+  int32_t num_accepted() const { return static_cast<int32_t>(accepted_nodes.size()); }
+};
+
+/// The target's law after each node, loaded row by row: only visited rows cost anything.
+class TargetRows {
+ public:
+  virtual ~TargetRows() = default;
+  virtual int32_t vocab_size() const = 0;
+  /// Unnormalised, finite, non-negative, some positive; `[V]` float64.
+  virtual void load(int32_t node, double* weights) = 0;
+};
+
+/// Rows that are laws already, `[N, V]` float32 or float64.
+class ProbabilityRows final : public TargetRows {
+ public:
+  /// Checks shape and dtype now; throws when a row has NaN, a negative entry or a sum off 1 by more
+  /// than 1e-3.
+  ProbabilityRows(const RowsView& probs, int32_t num_nodes);
+  int32_t vocab_size() const override { return static_cast<int32_t>(probs_.width); }
+  void load(int32_t node, double* weights) override;
+
+ private:
+  RowsView probs_;
+};
+
+/// Rows of logits, processed when they are visited; penalties see the node's own path.
+class LogitRows final : public TargetRows {
+ public:
+  /// All arguments are borrowed. `allowed`: `[N, ceil(V / 32)]` words or null.
+  LogitRows(const RowsView& logits, const TokenTree& tree, const SamplingParams& params,
+            const History& history, const uint32_t* allowed);
+  int32_t vocab_size() const override { return static_cast<int32_t>(logits_.width); }
+  void load(int32_t node, double* weights) override;
+
+ private:
+  RowsView logits_;
+  const TokenTree& tree_;
+  const SamplingParams& params_;
+  History history_;
+  const uint32_t* allowed_;
+  std::vector<int32_t> path_;
+};
+
+/// The draft law of the first child of each node, from the tree or from a dense matrix `[N, V]`.
+class DraftLaw {
+ public:
+  DraftLaw() = default;  ///< none
+  explicit DraftLaw(const DraftRows& rows) : rows_(&rows) {}
+  /// Borrowed float32 or float64 rows; only rows of nodes that drew are read, and checked then.
+  explicit DraftLaw(const RowsView& probs) : probs_(probs) {}
+
+  bool empty() const { return (rows_ == nullptr || rows_->empty()) && probs_.data == nullptr; }
+  int32_t vocab_size() const;
+  /// Dense row of a node that drew, `[vocab_size]` float64, 0 beyond the law's own vocabulary.
+  void load(int32_t node, int32_t vocab_size, double* probs) const;
+
+ private:
+  const DraftRows* rows_ = nullptr;
+  RowsView probs_;
+};
+
+/// Where a verifier's uniforms come from: the counter generator, or arrays given by a test.
+class Coins {
+ public:
+  explicit Coins(const RoundKey& key) : key_(key) {}
+  /// `accept[i][j]` tests draw j of node i, `sample[i]` draws a token at node i, in [0, 1).
+  Coins(const RoundKey& key, const std::vector<std::vector<double>>* accept,
+        const std::vector<double>* sample);
+  double accept(int32_t node, int32_t draw) const;
+  double sample(int32_t node) const;
+  bool injected() const { return accept_ != nullptr; }
+  const RoundKey& key() const { return key_; }
+
+ private:
+  RoundKey key_;
+  const std::vector<std::vector<double>>* accept_ = nullptr;
+  const std::vector<double>* sample_ = nullptr;
+};
+
+/// A rule that keeps the longest path the target itself could have produced. Stateless.
+class Verifier {
+ public:
+  virtual ~Verifier() = default;
+  /// Fills accepted_nodes and next_token. `draft_law` may be empty when the table says so.
+  virtual Verdict verify(const TokenTree& tree, TargetRows& target_rows, const DraftLaw& draft_law,
+                         const Coins& coins) const = 0;
+};
+
+/// A row of the table of names.
+struct VerifierInfo {
+  std::string_view name;
+  std::string_view summary;
+  uint32_t proposals;    ///< bit per Proposal it is lossless on
+  bool chain_only;       ///< every node has at most one draw
+  bool needs_draft_law;  ///< reads the rows the tokens were drawn from
+  std::unique_ptr<Verifier> (*make)();
+};
+
+constexpr uint32_t proposal_bit(Proposal proposal) { return 1u << static_cast<uint32_t>(proposal); }
+
+ArrayView<const VerifierInfo> verifiers();
+/// The row of a name; throws InvalidArgument that lists the known ones.
+const VerifierInfo& verifier_info(std::string_view name);
+std::unique_ptr<Verifier> make_verifier(std::string_view name);
+/// What "auto" means for a tree: greedy at temperature 0, else by proposal mode.
+std::string_view auto_verifier(Proposal proposal, bool greedy);
+
+/// Refuses a pair that would be biased, naming the verifiers that fit; runs before any work.
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law);
+/// The same rule for a mode alone (before any tree exists).
+bool is_lossless(const VerifierInfo& info, Proposal proposal);
+
+/// Checks the pair, verifies, and completes Verdict::tokens. `name` is not "auto".
+Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
+               const DraftLaw& draft_law, const Coins& coins);
+
+}  // namespace treespec

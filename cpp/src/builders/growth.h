@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every growth needs: a frontier with hand-over numbers, and checked rows.
+#pragma once
+
+#include <vector>
+
+#include "treespec/tree_builder.h"
+
+namespace treespec {
+
+/// Keeps the frontier and numbers its nodes in order of hand-over.
+class FrontierGrowth : public TreeGrowth {
+ public:
+  ArrayView<const FrontierNode> frontier() const final { return frontier_; }
+  /// Checks count and values, then lets the builder grow.
+  void supply(ArrayView<const CandidateRow> rows) final;
+
+ protected:
+  /// Called with one sound row per frontier node; must `clear_frontier()` and may hand over anew.
+  virtual void grow(ArrayView<const CandidateRow> rows) = 0;
+
+  /// Adds a node to the frontier and returns its hand-over number. `parent_index` is its parent's
+  /// number (-1 for the root).
+  int32_t hand_over(int32_t parent_index, int32_t token, int32_t depth, int32_t state) {
+    frontier_.push_back({handed_, parent_index, token, depth, state});
+    return handed_++;
+  }
+  void clear_frontier() { frontier_.clear(); }
+
+ private:
+  std::vector<FrontierNode> frontier_;
+  int32_t handed_ = 0;
+};
+
+}  // namespace treespec

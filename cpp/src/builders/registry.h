@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Makers of every builder, one per file of this folder.
+#pragma once
+
+#include <memory>
+
+#include "treespec/tree_builder.h"
+
+namespace treespec {
+
+std::unique_ptr<TreeBuilder> make_chain(const BuilderOptions& options);
+std::unique_ptr<TreeBuilder> make_kary(const BuilderOptions& options);
+std::unique_ptr<TreeBuilder> make_opt_tree(const BuilderOptions& options);
+std::unique_ptr<TreeBuilder> make_trie(const BuilderOptions& options);
+
+}  // namespace treespec

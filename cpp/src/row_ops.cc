@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "row_ops.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "shared/fixed_point.hd.h"
+#include "shared/math.hd.h"
+#include "shared/simd.h"
+
+namespace treespec::row {
+namespace {
+
+constexpr int64_t kBlock = 256;
+
+TREESPEC_SIMD void exp_shifted(const float* score, int64_t size, double top, double* weights) {
+  for (int64_t t = 0; t < size; ++t) {
+    weights[t] = shared::exp_nonpositive(static_cast<double>(score[t]) - top);
+  }
+}
+
+TREESPEC_SIMD void exp_shifted(const double* score, int64_t size, double top, double* weights) {
+  for (int64_t t = 0; t < size; ++t) weights[t] = shared::exp_nonpositive(score[t] - top);
+}
+
+template <class T>
+double exp_row_of(const T* score, int64_t size, double* weights) {
+  T top = -std::numeric_limits<T>::infinity();
+  for (int64_t t = 0; t < size; ++t) top = score[t] > top ? score[t] : top;
+  exp_shifted(score, size, static_cast<double>(top), weights);
+  return static_cast<double>(top);
+}
+
+/// random53 of `size` consecutive draw indices from `first`.
+TREESPEC_SIMD void random_block(const RoundKey& key, Purpose purpose, uint32_t node_slot,
+                                uint32_t first, int64_t size, uint64_t* out) {
+  const uint32_t base = first | static_cast<uint32_t>(purpose) << 24;
+  for (int64_t i = 0; i < size; ++i) {
+    const PhiloxWords w =
+        philox(base + static_cast<uint32_t>(i), node_slot, key.position, key.sequence_id, key.seed);
+    out[i] = (static_cast<uint64_t>(w.word[1]) << 32 | w.word[0]) >> 11;
+  }
+}
+
+/// The runners-up of a race: the best `count` so far, ascending.
+class Leaders {
+ public:
+  explicit Leaders(int32_t count) : count_(static_cast<size_t>(count)) {
+    best_.reserve(count_ + 1);
+  }
+
+  void offer(int64_t entry, double weight, uint64_t random) {
+    constexpr double kSlack = 1.0 + 1e-9;  // covers every rounding of the bound below
+    // -ln(U) >= 1 - U, so this entry cannot win and the logarithm is not needed.
+    const double distance = static_cast<double>((uint64_t{1} << 53) - 1 - random) * kTwoToMinus53;
+    if (distance > worst_ * weight * kSlack) return;
+    const double u = static_cast<double>(random + 1) * kTwoToMinus53;
+    const double arrival = -shared::log_unit(u) / weight;
+    if (!(arrival < worst_)) return;
+    const auto place = std::upper_bound(best_.begin(), best_.end(), arrival,
+                                        [](double a, const Arrival& b) { return a < b.time; });
+    best_.insert(place, {arrival, static_cast<int32_t>(entry)});
+    if (best_.size() > count_) best_.pop_back();
+    if (best_.size() == count_) worst_ = best_.back().time;
+  }
+
+  std::vector<int32_t> entries() const {
+    std::vector<int32_t> out;
+    for (const Arrival& arrival : best_) out.push_back(arrival.entry);
+    return out;
+  }
+
+ private:
+  struct Arrival {
+    double time;
+    int32_t entry;
+  };
+  size_t count_;
+  double worst_ = std::numeric_limits<double>::infinity();
+  std::vector<Arrival> best_;
+};
+
+}  // namespace
+
+double exp_row(const float* score, int64_t size, double* weights) {
+  return exp_row_of(score, size, weights);
+}
+double exp_row(const double* score, int64_t size, double* weights) {
+  return exp_row_of(score, size, weights);
+}
+
+TREESPEC_SIMD uint64_t fixed_sum(const double* values, int64_t size) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < size; ++t) total += shared::to_fixed(values[t]);
+  return static_cast<uint64_t>(total);
+}
+
+TREESPEC_SIMD uint64_t raw_fixed_sum(const double* values, int64_t size) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < size; ++t) total += shared::to_raw_fixed(values[t]);
+  return static_cast<uint64_t>(total);
+}
+
+TREESPEC_SIMD void scale(double* values, int64_t size, double factor) {
+  for (int64_t t = 0; t < size; ++t) values[t] *= factor;
+}
+
+TREESPEC_SIMD uint64_t residual(double* target, const double* draft, int64_t size,
+                                double target_scale, double draft_scale) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < size; ++t) {
+    const double difference = target[t] * target_scale - draft[t] * draft_scale;
+    target[t] = difference > 0.0 ? difference : 0.0;
+    total += shared::to_fixed(target[t]);
+  }
+  return static_cast<uint64_t>(total);
+}
+
+TREESPEC_SIMD float max(const float* values, int64_t size) {
+  float top = -std::numeric_limits<float>::infinity();
+  for (int64_t t = 0; t < size; ++t) top = values[t] > top ? values[t] : top;
+  return top;
+}
+
+TREESPEC_SIMD bool all_at_most(const float* values, int64_t size, float limit) {
+  int32_t bad = 0;
+  for (int64_t t = 0; t < size; ++t) bad |= !(values[t] <= limit);
+  return bad == 0;
+}
+
+int64_t argmax(const double* values, int64_t size) {
+  return std::max_element(values, values + size) - values;
+}
+
+std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
+                          const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count) {
+  Leaders leaders(count);
+  uint64_t random[kBlock];
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t end = std::min(size, begin + kBlock);
+    int64_t positive = 0;
+    for (int64_t t = begin; t < end; ++t) positive += weights[t] > 0.0;
+    // A truncated row has few positive weights per block: draw only theirs.
+    const bool dense = token == nullptr && positive > kBlock / 8;
+    if (dense) {
+      random_block(key, purpose, node_slot, static_cast<uint32_t>(begin), end - begin, random);
+    }
+    for (int64_t t = begin; positive > 0 && t < end; ++t) {
+      if (!(weights[t] > 0.0)) continue;
+      const auto id = static_cast<uint32_t>(token != nullptr ? token[t] : t);
+      leaders.offer(t, weights[t],
+                    dense ? random[t - begin] : random53(key, purpose, node_slot, id));
+    }
+  }
+  return leaders.entries();
+}
+
+}  // namespace treespec::row

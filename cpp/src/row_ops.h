@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectorised passes over one vocabulary row; the only loops of length V in the core.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "treespec/rng.h"
+
+namespace treespec::row {
+
+/// weights[t] = exp(score[t] - max), max over the row; returns max. -inf gives 0.
+double exp_row(const float* score, int64_t size, double* weights);
+double exp_row(const double* score, int64_t size, double* weights);
+
+/// Sum of floor(value * 2^60); values in [0, 8).
+uint64_t fixed_sum(const double* values, int64_t size);
+/// Sum of floor(value * 2^44); values up to 2^19.
+uint64_t raw_fixed_sum(const double* values, int64_t size);
+/// values *= factor.
+void scale(double* values, int64_t size, double factor);
+/// target[t] = max(target[t] * target_scale - draft[t] * draft_scale, 0); returns its fixed_sum.
+uint64_t residual(double* target, const double* draft, int64_t size, double target_scale,
+                  double draft_scale);
+
+/// Largest value of the row; -inf for an empty one. NaN is not seen: see all_at_most.
+float max(const float* values, int64_t size);
+/// Whether every value is <= limit; false when there is a NaN.
+bool all_at_most(const float* values, int64_t size, float limit);
+/// Id of the largest value, lowest among ties.
+int64_t argmax(const double* values, int64_t size);
+
+/// A weighted exponential race: ids of the `count` smallest -ln(U_t) / weight_t in ascending order
+/// (ties by id), fewer when fewer weights are positive. U_t = (random53 + 1) * 2^-53 of the counter
+/// (t, purpose, node_slot, key). `token`: draw index of entry t; null: t itself. Returns entries t.
+std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
+                          const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count);
+
+}  // namespace treespec::row

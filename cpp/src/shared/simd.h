@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// Run-time choice of vector width for hot loops of a portable build. Contraction stays off
+// (-ffp-contract=off), so that every clone gives the same bits.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define TREESPEC_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TREESPEC_SIMD
+#endif

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows, laws and coins that every verifier reads, and the rule which pairs are lossless.
+#include "treespec/verifier.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "row_ops.h"
+#include "shared/fixed_point.hd.h"
+#include "treespec/error.h"
+
+namespace treespec {
+namespace {
+
+constexpr double kLargestSumError = 1e-3;
+
+/// Copies a row of probabilities and checks that it is one.
+template <class T>
+void copy_law(const char* who, const T* row, int64_t size, int32_t node, double* out) {
+  double sum = 0.0;
+  bool sound = true;
+  for (int64_t t = 0; t < size; ++t) {
+    out[t] = static_cast<double>(row[t]);
+    sound &= row[t] >= T{0};  // false for NaN
+    sum += out[t];
+  }
+  TREESPEC_CHECK(sound, who, ": row ", node, " must not contain NaN or negative entries");
+  TREESPEC_CHECK(std::abs(sum - 1.0) <= kLargestSumError, who, ": row ", node,
+                 " must sum to 1 within ", kLargestSumError, ", got ", sum);
+}
+
+void load_law(const char* who, const RowsView& probs, int32_t node, double* out) {
+  const int64_t at = node * probs.row_stride;
+  if (probs.dtype == DType::kFloat64) {
+    copy_law(who, static_cast<const double*>(probs.data) + at, probs.width, node, out);
+  } else {
+    copy_law(who, static_cast<const float*>(probs.data) + at, probs.width, node, out);
+  }
+}
+
+void check_law_dtype(const char* who, DType dtype) {
+  TREESPEC_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, who,
+                 ": dtype must be float32 or float64");
+}
+
+std::string lossless_names(const TokenTree& tree, bool chain) {
+  std::string names;
+  for (const VerifierInfo& info : verifiers()) {
+    if (!is_lossless(info, tree.proposal) || (info.chain_only && !chain)) continue;
+    names.append(names.empty() ? "" : ", ").append(info.name);
+  }
+  return names;
+}
+
+bool is_chain(const TokenTree& tree) {
+  for (int32_t i = 0; i < tree.num_nodes(); ++i) {
+    if (tree.draws(i).size() > 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+ProbabilityRows::ProbabilityRows(const RowsView& probs, int32_t num_nodes) : probs_(probs) {
+  check_law_dtype("target_probs", probs.dtype);
+  TREESPEC_CHECK(probs.num_rows == num_nodes && probs.width > 0, "target_probs: shape must be [",
+                 num_nodes, ", V >= 1] for ", num_nodes, " nodes, got [", probs.num_rows, ", ",
+                 probs.width, "]");
+  std::vector<double> scratch(static_cast<size_t>(probs.width));
+  for (int32_t i = 0; i < num_nodes; ++i) load_law("target_probs", probs_, i, scratch.data());
+}
+
+void ProbabilityRows::load(int32_t node, double* weights) {
+  load_law("target_probs", probs_, node, weights);
+}
+
+LogitRows::LogitRows(const RowsView& logits, const TokenTree& tree, const SamplingParams& params,
+                     const History& history, const uint32_t* allowed)
+    : logits_(logits), tree_(tree), params_(params), history_(history), allowed_(allowed) {
+  check_sampling(params);
+  TREESPEC_CHECK(logits.num_rows == tree.num_nodes() && logits.width > 0,
+                 "target_logits: shape must be [", tree.num_nodes(), ", V >= 1] for ",
+                 tree.num_nodes(), " nodes, got [", logits.num_rows, ", ", logits.width, "]");
+  TREESPEC_CHECK(history.prompt_length >= 0 && history.prompt_length <= history.token_ids.size(),
+                 "prompt_length: must be in [0, ", history.token_ids.size(), "], got ",
+                 history.prompt_length);
+}
+
+void LogitRows::load(int32_t node, double* weights) {
+  path_.clear();
+  for (int32_t i = node; i > 0; i = tree_.parent[i]) path_.push_back(tree_.token[i]);
+  const int64_t words = (logits_.width + 31) / 32;
+  process_logits(logits_, node, params_, history_, path_,
+                 allowed_ != nullptr ? allowed_ + node * words : nullptr, weights);
+}
+
+int32_t DraftLaw::vocab_size() const {
+  return rows_ != nullptr ? rows_->vocab_size : static_cast<int32_t>(probs_.width);
+}
+
+void DraftLaw::load(int32_t node, int32_t vocab_size, double* probs) const {
+  std::fill_n(probs, vocab_size, 0.0);
+  if (rows_ == nullptr) {
+    load_law("draft_probs", probs_, node, probs);
+    return;
+  }
+  const int32_t row = rows_->row_of_node[node];
+  for (int64_t e = rows_->row_offset[row]; e < rows_->row_offset[row + 1]; ++e) {
+    probs[rows_->token[e]] = rows_->prob[e];
+  }
+}
+
+Coins::Coins(const RoundKey& key, const std::vector<std::vector<double>>* accept,
+             const std::vector<double>* sample)
+    : key_(key), accept_(accept), sample_(sample) {}
+
+double Coins::accept(int32_t node, int32_t draw) const {
+  if (accept_ == nullptr) {
+    return uniform(key_, Purpose::kAccept, static_cast<uint32_t>(node),
+                   static_cast<uint32_t>(draw));
+  }
+  TREESPEC_CHECK(node < static_cast<int32_t>(accept_->size()) &&
+                     draw < static_cast<int32_t>((*accept_)[node].size()),
+                 "coins: accept must have an entry for draw ", draw, " of node ", node);
+  return (*accept_)[node][draw];
+}
+
+double Coins::sample(int32_t node) const {
+  if (sample_ == nullptr) {
+    return uniform(key_, Purpose::kSample, static_cast<uint32_t>(node), 0);
+  }
+  TREESPEC_CHECK(node < static_cast<int32_t>(sample_->size()),
+                 "coins: sample must have an entry for node ", node);
+  return (*sample_)[node];
+}
+
+bool is_lossless(const VerifierInfo& info, Proposal proposal) {
+  return (info.proposals & proposal_bit(proposal)) != 0;
+}
+
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law) {
+  const bool chain = is_chain(tree);
+  TREESPEC_CHECK(is_lossless(info, tree.proposal), info.name, ": would bias a ",
+                 proposal_name(tree.proposal),
+                 " tree; verifiers that fit: ", lossless_names(tree, chain));
+  TREESPEC_CHECK(!info.chain_only || chain, info.name,
+                 ": tree must be a chain (one draw per node); verifiers that fit: ",
+                 lossless_names(tree, chain));
+  const bool drew = tree.num_nodes() > 1;
+  TREESPEC_CHECK(!info.needs_draft_law || has_draft_law || !drew, info.name,
+                 ": draft_probs must be given, the tree carries no draft law");
+}
+
+std::string_view auto_verifier(Proposal proposal, bool greedy) {
+  if (greedy) return "greedy";
+  switch (proposal) {
+    case Proposal::kDeterministic:
+      return "target_only";
+    case Proposal::kIid:
+    case Proposal::kWithoutReplacement:
+      return "recursive_rejection";
+    case Proposal::kTopPlusOne:
+      return "target_only";
+  }
+  throw InvalidArgument("auto_verifier: unknown proposal mode");
+}
+
+Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
+               const DraftLaw& draft_law, const Coins& coins) {
+  const VerifierInfo& info = verifier_info(name);
+  check_verifier(info, tree, !draft_law.empty());
+  TREESPEC_CHECK(draft_law.vocab_size() <= target_rows.vocab_size(),
+                 "draft_probs: vocabulary must be at most the target's (", target_rows.vocab_size(),
+                 "), got ", draft_law.vocab_size());
+  for (int32_t i = 1; i < tree.num_nodes(); ++i) {
+    TREESPEC_CHECK(tree.token[i] < target_rows.vocab_size(), "tree: token[", i,
+                   "] must be below the target's vocabulary (", target_rows.vocab_size(), "), got ",
+                   tree.token[i]);
+  }
+  Verdict verdict = info.make()->verify(tree, target_rows, draft_law, coins);
+  for (const int32_t node : verdict.accepted_nodes) verdict.tokens.push_back(tree.token[node]);
+  verdict.tokens.push_back(verdict.next_token);
+  return verdict;
+}
+
+}  // namespace treespec

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of verifiers. A new one is its file, its maker in registry.h and a row here.
+#include "verifiers/registry.h"
+
+#include <string>
+
+#include "treespec/error.h"
+
+namespace treespec {
+namespace {
+
+constexpr uint32_t kDeterministic = proposal_bit(Proposal::kDeterministic);
+constexpr uint32_t kIid = proposal_bit(Proposal::kIid);
+constexpr uint32_t kWithoutReplacement = proposal_bit(Proposal::kWithoutReplacement);
+constexpr uint32_t kAny =
+    kDeterministic | kIid | kWithoutReplacement | proposal_bit(Proposal::kTopPlusOne);
+
+constexpr VerifierInfo kVerifiers[] = {
+    {"greedy", "arg-max walk of temperature 0", kAny, false, false, make_greedy},
+    {"target_only", "draw from the target, follow the matching child (NSS)", kAny, false, false,
+     make_target_only},
+    {"token_level", "speculative sampling of a drawn chain, token by token",
+     kIid | kWithoutReplacement, true, true, make_token_level},
+    {"recursive_rejection", "siblings in draw order against the residual (SpecInfer, Sequoia)",
+     kIid | kWithoutReplacement, false, true, make_recursive_rejection},
+};
+
+}  // namespace
+
+ArrayView<const VerifierInfo> verifiers() {
+  return {kVerifiers, static_cast<int64_t>(std::size(kVerifiers))};
+}
+
+const VerifierInfo& verifier_info(std::string_view name) {
+  std::string known;
+  for (const VerifierInfo& info : verifiers()) {
+    if (info.name == name) return info;
+    known.append(known.empty() ? "" : ", ").append(info.name);
+  }
+  throw InvalidArgument(
+      detail::message("verifier: name must be auto or one of ", known, "; got \"", name, "\""));
+}
+
+std::unique_ptr<Verifier> make_verifier(std::string_view name) {
+  return verifier_info(name).make();
+}
+
+}  // namespace treespec

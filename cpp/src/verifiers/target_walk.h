@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The walk of verifiers that look at the target alone: pick a token, follow the matching child.
+#pragma once
+
+#include <vector>
+
+#include "treespec/verifier.h"
+
+namespace treespec {
+
+/// `pick(node, weights)` names the token after `node`. Lossless for every tree when the pick
+/// follows the row's law and never looks at the tree.
+template <class Pick>
+Verdict target_walk(const TokenTree& tree, TargetRows& rows, Pick&& pick) {
+  std::vector<double> weights(static_cast<size_t>(rows.vocab_size()));
+  Verdict verdict;
+  for (int32_t node = 0;;) {
+    rows.load(node, weights.data());
+    verdict.next_token = pick(node, weights);
+    node = tree.find_child(node, verdict.next_token);
+    if (node < 0) return verdict;
+    verdict.accepted_nodes.push_back(node);
+  }
+}
+
+}  // namespace treespec

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
+#include "bind_source.h"
+#include "bindings.h"
+#include "dlpack_view.h"
+#include "treespec/error.h"
+#include "treespec/tree_builder.h"
+
+namespace treespec::python {
+namespace {
+
+/// A builder under the name it was made by.
+struct NamedBuilder {
+  std::string name;
+  std::shared_ptr<TreeBuilder> builder;
+};
+
+/// The frontier as Python sees it: a sequence of nodes that also has array attributes.
+struct Frontier {
+  std::vector<FrontierNode> nodes;
+
+  py::array_t<int32_t> column(int32_t FrontierNode::* member) const {
+    py::array_t<int32_t> out(static_cast<py::ssize_t>(nodes.size()));
+    for (size_t i = 0; i < nodes.size(); ++i) out.mutable_data()[i] = nodes[i].*member;
+    return out;
+  }
+};
+
+OptionValue option_value(const std::string& name, const py::handle& value) {
+  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  if (py::isinstance<py::bool_>(value)) {
+    throw py::type_error(detail::message(name, ": must be a number, a string or a list, got bool"));
+  }
+  if (PyIndex_Check(value.ptr()) != 0) return value.cast<int64_t>();
+  if (PyNumber_Check(value.ptr()) != 0 && !py::isinstance<py::sequence>(value)) {
+    return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+  }
+  try {
+    return value.cast<std::vector<int64_t>>();
+  } catch (const py::cast_error&) {
+    throw py::type_error(detail::message(name,
+                                         ": must be a number, a string or a list of integers, got ",
+                                         py::repr(value).cast<std::string>()));
+  }
+}
+
+NamedBuilder make_named(const std::string& name, const py::kwargs& kwargs) {
+  BuilderOptions options;
+  for (const auto& [key, value] : kwargs) {
+    if (value.is_none()) continue;  // None means: the builder's default
+    const auto option = key.cast<std::string>();
+    options.emplace(option, option_value(option, value));
+  }
+  return {name, make_builder(name, options)};
+}
+
+void supply_dense(TreeGrowth& growth, const py::object& rows) {
+  const BorrowedArray borrowed = borrow(rows, "expand");
+  const RowsView block = rows_view(borrowed, "expand");
+  TREESPEC_CHECK(block.dtype == DType::kFloat32, "expand: rows must be float32 log-probabilities");
+  std::vector<CandidateRow> candidates;
+  for (int64_t i = 0; i < block.num_rows; ++i) {
+    candidates.push_back({nullptr, static_cast<const float*>(block.data) + i * block.row_stride,
+                          nullptr, static_cast<int32_t>(block.width)});
+  }
+  const py::gil_scoped_release release;
+  growth.supply(candidates);
+}
+
+std::unique_ptr<TreeGrowth> begin(const NamedBuilder& self, int32_t node_budget, int32_t max_depth,
+                                  uint64_t seed, uint32_t sequence_id, uint32_t position) {
+  TREESPEC_CHECK(node_budget >= 0, self.name, ": node_budget must be >= 0, got ", node_budget);
+  return self.builder->begin(node_budget, max_depth, {seed, sequence_id, position});
+}
+
+TokenTree finish(TreeGrowth& growth, int32_t root_token) {
+  TokenTree tree = growth.finish();
+  tree.token[0] = root_token;
+  return tree;
+}
+
+TokenTree build(const NamedBuilder& self, const PySource& source, int32_t node_budget,
+                int32_t max_depth, uint64_t seed, uint32_t sequence_id, uint32_t position,
+                int32_t root_token) {
+  check_source(*self.builder, self.name, source.source->kind());
+  const int32_t depth = std::min(max_depth, source.source->max_depth());
+  const auto growth = begin(self, node_budget, depth, seed, sequence_id, position);
+  const py::gil_scoped_release release;
+  while (!growth->frontier().empty()) growth->supply(source.source->rows(growth->frontier()));
+  return finish(*growth, root_token);
+}
+
+void bind_frontier(py::module_& m) {
+  py::class_<FrontierNode>(m, "FrontierNode")
+      .def_readonly("index", &FrontierNode::index)
+      .def_readonly("parent", &FrontierNode::parent)
+      .def_readonly("token", &FrontierNode::token)
+      .def_readonly("depth", &FrontierNode::depth);
+  py::class_<Frontier>(m, "Frontier", R"(Nodes to expand; a sequence with array attributes.
+
+index: order of first hand-over, the root is 0 and comes first, alone; parent in that numbering.)")
+      .def("__len__", [](const Frontier& f) { return f.nodes.size(); })
+      .def("__getitem__",
+           [](const Frontier& f, py::ssize_t i) {
+             const auto n = static_cast<py::ssize_t>(f.nodes.size());
+             if (i < 0) i += n;
+             if (i < 0 || i >= n) throw py::index_error("Frontier: index out of range");
+             return f.nodes[static_cast<size_t>(i)];
+           })
+      .def_property_readonly("index",
+                             [](const Frontier& f) { return f.column(&FrontierNode::index); })
+      .def_property_readonly("parent",
+                             [](const Frontier& f) { return f.column(&FrontierNode::parent); })
+      .def_property_readonly("token",
+                             [](const Frontier& f) { return f.column(&FrontierNode::token); })
+      .def_property_readonly("depth",
+                             [](const Frontier& f) { return f.column(&FrontierNode::depth); });
+}
+
+}  // namespace
+
+void bind_builder(py::module_& m) {
+  bind_frontier(m);
+  py::class_<TreeGrowth>(m, "TreeGrowth", "A tree being grown; asks for rows, takes them.")
+      .def(
+          "frontier",
+          [](const TreeGrowth& g, int32_t root_token) {
+            Frontier out{{g.frontier().begin(), g.frontier().end()}};
+            for (FrontierNode& node : out.nodes) {
+              if (node.depth == 0) node.token = root_token;
+            }
+            return out;
+          },
+          py::arg("root_token") = 0, "Nodes whose rows are wanted next; empty when grown.")
+      .def("supply", &supply_dense, py::arg("rows"),
+           "[len(frontier), V] float32 log-probabilities, one row per frontier node.")
+      .def("finish", &finish, py::arg("root_token") = 0, "The tree, in pop order. Call once.");
+  py::class_<NamedBuilder>(m, "TreeBuilder", "A named recipe with its options; may be shared.")
+      .def(py::init(&make_named), py::arg("name"))
+      .def_readonly("name", &NamedBuilder::name)
+      .def_property_readonly(
+          "proposal",
+          [](const NamedBuilder& b) { return std::string(proposal_name(b.builder->proposal())); })
+      .def(
+          "check_source_kind",
+          [](const NamedBuilder& b, const std::string& kind) {
+            for (const SourceKind one : {SourceKind::kMarginals, SourceKind::kTransitions,
+                                         SourceKind::kExpander, SourceKind::kTrie}) {
+              if (source_name(one) == kind) check_source(*b.builder, b.name, one);
+            }
+          },
+          py::arg("kind"),
+          "Raises ValueError, naming the builders that can, when it cannot read it.")
+      .def("begin", &begin, py::arg("node_budget"), py::arg("max_depth") = INT32_MAX,
+           py::arg("seed") = 0, py::arg("sequence_id") = 0, py::arg("position") = 0)
+      .def("build", &build, py::arg("source"), py::arg("node_budget"),
+           py::arg("max_depth") = INT32_MAX, py::arg("seed") = 0, py::arg("sequence_id") = 0,
+           py::arg("position") = 0, py::arg("root_token") = 0,
+           "The whole tree from a source that needs no model.");
+  m.def(
+      "builder_table",
+      [] {
+        std::vector<std::pair<std::string, std::string>> rows;
+        for (const BuilderInfo& info : builders()) rows.emplace_back(info.name, info.summary);
+        return rows;
+      },
+      "(name, summary) of every builder, in table order.");
+}
+
+}  // namespace treespec::python

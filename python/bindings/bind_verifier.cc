@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
+#include "bind_sampling.h"
+#include "bindings.h"
+#include "treespec/error.h"
+#include "treespec/verifier.h"
+
+namespace treespec::python {
+namespace {
+
+using Accept = std::optional<std::vector<std::vector<double>>>;
+using Sample = std::optional<std::vector<double>>;
+
+std::string resolve(const std::string& name, const TokenTree& tree, bool greedy) {
+  return name == "auto" ? std::string(auto_verifier(tree.proposal, greedy)) : name;
+}
+
+/// The draft law: the given rows, else the tree's own.
+struct Law {
+  BorrowedArray borrowed;
+  DraftLaw law;
+
+  Law(const TokenTree& tree, const std::optional<py::object>& draft_probs) : law(tree.draft_probs) {
+    if (!draft_probs) return;
+    borrowed = borrow(*draft_probs, "draft_probs");
+    const RowsView rows = rows_view(borrowed, "draft_probs");
+    TREESPEC_CHECK(rows.num_rows == tree.num_nodes(), "draft_probs: shape must be [",
+                   tree.num_nodes(), ", V], got ", borrowed.shape_text());
+    TREESPEC_CHECK(rows.dtype == DType::kFloat32 || rows.dtype == DType::kFloat64,
+                   "draft_probs: dtype must be float32 or float64");
+    law = DraftLaw(rows);
+  }
+};
+
+Verdict verify_probs(const TokenTree& tree, const py::object& target_probs,
+                     const std::optional<py::object>& draft_probs, const std::string& verifier,
+                     uint64_t seed, uint32_t sequence_id, uint32_t position, const Accept& accept,
+                     const Sample& sample) {
+  const BorrowedArray borrowed = borrow(target_probs, "target_probs");
+  const Law law(tree, draft_probs);
+  const RowsView probs = rows_view(borrowed, "target_probs");
+  TREESPEC_CHECK(accept.has_value() == sample.has_value(),
+                 "coins: accept and sample must be given together");
+  const RoundKey key{seed, sequence_id, position};
+  const Coins coins = accept ? Coins(key, &*accept, &*sample) : Coins(key);
+  const py::gil_scoped_release release;
+  ProbabilityRows rows(probs, tree.num_nodes());
+  return verify(resolve(verifier, tree, false), tree, rows, law.law, coins);
+}
+
+Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits,
+                          const std::optional<py::object>& draft_probs,
+                          const SamplingParams& params, const std::string& verifier,
+                          const py::object& prefix_ids, int64_t prompt_length,
+                          const std::optional<AllowedMask>& allowed, uint64_t seed,
+                          uint32_t sequence_id, uint32_t position) {
+  const BorrowedArray borrowed = borrow(target_logits, "target_logits");
+  const Law law(tree, draft_probs);
+  const RowsView logits = rows_view(borrowed, "target_logits");
+  const IntArray history = int_array(prefix_ids, "prefix_ids");
+  const uint32_t* words = allowed_words(allowed, tree.num_nodes(), logits.width);
+  const py::gil_scoped_release release;
+  LogitRows rows(logits, tree, params, {view(history), prompt_length}, words);
+  return verify(resolve(verifier, tree, params.temperature == 0.0), tree, rows, law.law,
+                Coins({seed, sequence_id, position}));
+}
+
+}  // namespace
+
+void bind_verifier(py::module_& m) {
+  py::class_<Verdict>(m, "Verdict", "What a round decided.")
+      .def_property_readonly(
+          "accepted_nodes", [](const Verdict& v) { return to_numpy(v.accepted_nodes); },
+          "[num_accepted] int32 node ids, root excluded, top down")
+      .def_property_readonly("num_accepted", &Verdict::num_accepted)
+      .def_readonly("next_token", &Verdict::next_token, "Correction or bonus token; the next root.")
+      .def_property_readonly(
+          "tokens", [](const Verdict& v) { return to_numpy(v.tokens); },
+          "[num_accepted + 1] int32: the path's tokens and next_token")
+      .def("__repr__", [](const Verdict& v) {
+        return detail::message("<Verdict ", v.num_accepted(), " accepted, next ", v.next_token,
+                               ">");
+      });
+  m.def("verify", &verify_probs, py::arg("tree"), py::arg("target_probs"), py::arg("draft_probs"),
+        py::arg("verifier"), py::arg("seed"), py::arg("sequence_id"), py::arg("position"),
+        py::arg("accept") = py::none(), py::arg("sample") = py::none());
+  m.def("verify_logits", &verify_logit_rows, py::arg("tree"), py::arg("target_logits"),
+        py::arg("draft_probs"), py::arg("params"), py::arg("verifier"), py::arg("prefix_ids"),
+        py::arg("prompt_length"), py::arg("allowed"), py::arg("seed"), py::arg("sequence_id"),
+        py::arg("position"));
+  m.def(
+      "check_proposal",
+      [](const std::string& name, const std::string& proposal) {
+        const VerifierInfo& info = verifier_info(name);
+        TREESPEC_CHECK(is_lossless(info, parse_proposal(proposal)), name, ": would bias a ",
+                       proposal, " tree");
+      },
+      py::arg("verifier"), py::arg("proposal"), "Raises ValueError for a pair that is biased.");
+  m.def(
+      "auto_verifier",
+      [](const std::string& proposal, bool greedy) {
+        return std::string(auto_verifier(parse_proposal(proposal), greedy));
+      },
+      py::arg("proposal"), py::arg("greedy"), "What verifier=\"auto\" stands for.");
+  m.def(
+      "verifier_table",
+      [] {
+        std::vector<std::pair<std::string, std::string>> rows;
+        for (const VerifierInfo& info : verifiers()) rows.emplace_back(info.name, info.summary);
+        return rows;
+      },
+      "(name, summary) of every verifier, in table order.");
+}
+
+}  // namespace treespec::python

@@ -1,0 +1,377 @@
+"""
+The native core of treespec: trees, builders, masks, verifiers, KV commit.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_proposal', 'check_tree', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+class TokenTree:
+    """
+    The draft tree of one round; node 0 is the root.
+    
+    Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
+    draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
+    only). `draft_probs`: [N, V] rows the first child of each node was drawn from.
+    """
+    def __init__(self, *, token: typing.Any, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def with_root(self, token: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
+        """
+        A copy whose root carries `token`.
+        """
+    @property
+    def depth(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [N] int32, 0 for the root
+        """
+    @property
+    def draft_probs(self) -> typing.Any:
+        """
+        [N, V] float32 rows, or None for a tree without draws
+        """
+    @property
+    def draws(self) -> list[list[int]]:
+        """
+        Child ids per node, draw order.
+        """
+    @property
+    def expected_acceptance(self) -> float:
+        """
+        Sum over drafted nodes of exp(path_logprob) (OPT-Tree, 2024, 3.1).
+        """
+    @property
+    def num_nodes(self) -> int:
+        """
+        Root and drafted nodes.
+        """
+    @property
+    def parent(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [N] int32, -1 for the root
+        """
+    @property
+    def path_logprob(self) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        [N] float32, sum of draft log-probabilities from the root
+        """
+    @property
+    def proposal(self) -> str:
+        ...
+    @property
+    def token(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [N] int32
+        """
+class CandidateSource:
+    """
+    What a drafter hands to a tree builder.
+    """
+    @property
+    def arrays(self) -> list[numpy.ndarray]:
+        """
+        The arrays it was made from, in order.
+        """
+    @property
+    def kind(self) -> str:
+        ...
+    @property
+    def max_depth(self) -> int:
+        ...
+class Marginals(CandidateSource):
+    """
+    Depth-wise lists of one-pass drafters.
+    
+    token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied.
+    """
+    def __init__(self, token: typing.Any, logprob: typing.Any) -> None:
+        ...
+class Transitions(CandidateSource):
+    """
+    First-order lists of conditional drafters.
+    
+    token, logprob, next [D, R, K]; next[d, r, k] is the row of depth d + 1 that continues this child,
+    -1 for a leaf; depth 0 uses row 0 only. Copied.
+    """
+    def __init__(self, token: typing.Any, logprob: typing.Any, next: typing.Any) -> None:
+        ...
+class Trie(CandidateSource):
+    """
+    Scored nodes of suffix trees, n-grams and retrieval.
+    
+    parent [n] (-1 is the root, parents first), token [n], logprob [n] conditional on the parent. Copied.
+    """
+    def __init__(self, parent: typing.Any, token: typing.Any, logprob: typing.Any) -> None:
+        ...
+class FrontierNode:
+    @property
+    def depth(self) -> int:
+        ...
+    @property
+    def index(self) -> int:
+        ...
+    @property
+    def parent(self) -> int:
+        ...
+    @property
+    def token(self) -> int:
+        ...
+class Frontier:
+    """
+    Nodes to expand; a sequence with array attributes.
+    
+    index: order of first hand-over, the root is 0 and comes first, alone; parent in that numbering.
+    """
+    def __getitem__(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> FrontierNode:
+        ...
+    def __len__(self) -> int:
+        ...
+    @property
+    def depth(self) -> numpy.typing.NDArray[numpy.int32]:
+        ...
+    @property
+    def index(self) -> numpy.typing.NDArray[numpy.int32]:
+        ...
+    @property
+    def parent(self) -> numpy.typing.NDArray[numpy.int32]:
+        ...
+    @property
+    def token(self) -> numpy.typing.NDArray[numpy.int32]:
+        ...
+class TreeGrowth:
+    """
+    A tree being grown; asks for rows, takes them.
+    """
+    def finish(self, root_token: typing.SupportsInt | typing.SupportsIndex = 0) -> TokenTree:
+        """
+        The tree, in pop order. Call once.
+        """
+    def frontier(self, root_token: typing.SupportsInt | typing.SupportsIndex = 0) -> Frontier:
+        """
+        Nodes whose rows are wanted next; empty when grown.
+        """
+    def supply(self, rows: typing.Any) -> None:
+        """
+        [len(frontier), V] float32 log-probabilities, one row per frontier node.
+        """
+class TreeBuilder:
+    """
+    A named recipe with its options; may be shared.
+    """
+    def __init__(self, name: str, **kwargs) -> None:
+        ...
+    def begin(self, node_budget: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex = 2147483647, seed: typing.SupportsInt | typing.SupportsIndex = 0, sequence_id: typing.SupportsInt | typing.SupportsIndex = 0, position: typing.SupportsInt | typing.SupportsIndex = 0) -> TreeGrowth:
+        ...
+    def build(self, source: CandidateSource, node_budget: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex = 2147483647, seed: typing.SupportsInt | typing.SupportsIndex = 0, sequence_id: typing.SupportsInt | typing.SupportsIndex = 0, position: typing.SupportsInt | typing.SupportsIndex = 0, root_token: typing.SupportsInt | typing.SupportsIndex = 0) -> TokenTree:
+        """
+        The whole tree from a source that needs no model.
+        """
+    def check_source_kind(self, kind: str) -> None:
+        """
+        Raises ValueError, naming the builders that can, when it cannot read it.
+        """
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def proposal(self) -> str:
+        ...
+class RowParams:
+    """
+    How a row of logits becomes a law (see SamplingParams).
+    """
+    def __init__(self, *, temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0, frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0, logit_bias: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex] = {}) -> None:
+        ...
+    @property
+    def temperature(self) -> float:
+        ...
+class Verdict:
+    """
+    What a round decided.
+    """
+    def __repr__(self) -> str:
+        ...
+    @property
+    def accepted_nodes(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [num_accepted] int32 node ids, root excluded, top down
+        """
+    @property
+    def next_token(self) -> int:
+        """
+        Correction or bonus token; the next root.
+        """
+    @property
+    def num_accepted(self) -> int:
+        ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [num_accepted + 1] int32: the path's tokens and next_token
+        """
+class KvBuffers:
+    """
+    KV tensors [..., rows, dim] of one sequence, borrowed.
+    """
+    def __init__(self, arrays: collections.abc.Sequence[typing.Any]) -> None:
+        ...
+    def commit(self, base: typing.SupportsInt | typing.SupportsIndex, nodes: typing.Any) -> None:
+        """
+        Moves row base + nodes[d] to base + d in every tensor, in place; nodes ascend.
+        """
+class NgramIndex:
+    """
+    Prompt lookup: the longest n-gram at the end of the text that occurred before.
+    
+    P(child | node) = c(child) / (c(node) + kappa) over the latest `max_hits` occurrences; `recency` < 1
+    weighs an occurrence by recency^(age / 100 tokens). One index per sequence and thread.
+    """
+    def __init__(self, max_ngram: typing.SupportsInt | typing.SupportsIndex = 4, *, min_ngram: typing.SupportsInt | typing.SupportsIndex = 1, kappa: typing.SupportsFloat | typing.SupportsIndex = 1.0, max_hits: typing.SupportsInt | typing.SupportsIndex = 64, recency: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> None:
+        ...
+    def append(self, token_ids: typing.Any) -> None:
+        """
+        Add [n] committed tokens at the end of the text. Raises ValueError for ids outside [0, 2^31), adding nothing.
+        """
+    def clear(self) -> None:
+        """
+        Forget the text.
+        """
+    def draft(self, max_depth: typing.SupportsInt | typing.SupportsIndex, node_budget: typing.SupportsInt | typing.SupportsIndex) -> tuple:
+        """
+        (parent, token, logprob), the arguments of `Trie`: at most `node_budget` nodes of depth <= `max_depth`, most probable first.
+        """
+    @property
+    def size(self) -> int:
+        """
+        Tokens in the text.
+        """
+class SuffixIndex:
+    """
+    Suffix automaton over the text, with exact counts.
+    
+    Tries every length at which the end of the text occurred before, and keeps the draft of the largest
+    sum of node probabilities; P(child | node) = c(child) / (c(node) + kappa / context length). A match
+    of length p drafts at most alpha * p + beta nodes, none below `min_token_prob` (path probability).
+    One index per sequence and thread.
+    """
+    def __init__(self, *, max_match: typing.SupportsInt | typing.SupportsIndex = 64, max_depth: typing.SupportsInt | typing.SupportsIndex = 64, alpha: typing.SupportsFloat | typing.SupportsIndex = 2.0, beta: typing.SupportsFloat | typing.SupportsIndex = 4.0, min_token_prob: typing.SupportsFloat | typing.SupportsIndex = 0.02, kappa: typing.SupportsFloat | typing.SupportsIndex = 2.0, max_children: typing.SupportsInt | typing.SupportsIndex = 128) -> None:
+        ...
+    def append(self, token_ids: typing.Any) -> None:
+        """
+        Add [n] committed tokens at the end of the text. Raises ValueError for ids outside [0, 2^31), adding nothing.
+        """
+    def clear(self) -> None:
+        """
+        Forget the text.
+        """
+    def count(self, token_ids: typing.Any) -> int:
+        """
+        Occurrences of a string of at most max_match + max_depth tokens in the text.
+        """
+    def draft(self, max_depth: typing.SupportsInt | typing.SupportsIndex, node_budget: typing.SupportsInt | typing.SupportsIndex) -> tuple:
+        """
+        (parent, token, logprob), the arguments of `Trie`: at most `node_budget` nodes of depth <= `max_depth`, most probable first.
+        """
+    @property
+    def match_length(self) -> int:
+        """
+        Longest suffix of the text that also ends earlier, at most max_match.
+        """
+    @property
+    def size(self) -> int:
+        """
+        Tokens in the text.
+        """
+def ancestor_bits(parent: typing.Any) -> numpy.typing.NDArray[numpy.uint32]:
+    """
+    [N, ceil(N / 32)] uint32: bit j of row i is set iff j is i or its ancestor.
+    """
+def auto_verifier(proposal: str, greedy: bool) -> str:
+    """
+    What verifier="auto" stands for.
+    """
+def builder_table() -> list[tuple[str, str]]:
+    """
+    (name, summary) of every builder, in table order.
+    """
+def check_proposal(verifier: str, proposal: str) -> None:
+    """
+    Raises ValueError for a pair that is biased.
+    """
+def check_tree(tree: TokenTree) -> list[str]:
+    """
+    Violated invariants; [] for a sound tree.
+    """
+def child_slot(parent_slot: typing.SupportsInt | typing.SupportsIndex, token: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Path slot of a child; slot(root) = 0.
+    """
+def cuda_built() -> bool:
+    """
+    Whether this build holds the CUDA code.
+    """
+def cuda_device_count() -> int:
+    """
+    Usable GPUs; 0 without a driver.
+    """
+def fill_mask(parent: typing.Any, depth: typing.Any, first: typing.SupportsInt | typing.SupportsIndex, prefix_length: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, out: typing.Any) -> None:
+    """
+    Fills `out` [N - first, prefix + N] for the queries first..N-1.
+    
+    One-byte arrays take 1 for visible, floats 0 for visible and the lowest finite value for hidden.
+    window > 0 hides keys with query position - key position >= window.
+    """
+def fixed_sum(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> int:
+    """
+    Sum of floor(value * 2^60).
+    """
+def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], u: typing.SupportsFloat | typing.SupportsIndex) -> int:
+    """
+    Smallest id whose cumulative weight exceeds u * total.
+    """
+def philox(c0: typing.SupportsInt | typing.SupportsIndex, c1: typing.SupportsInt | typing.SupportsIndex, c2: typing.SupportsInt | typing.SupportsIndex, c3: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int, int, int]:
+    """
+    Philox4x32-10: four words of a counter; the key is the seed's two halves.
+    """
+def preorder_intervals(parent: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
+    """
+    (rank, end): j is i or its ancestor iff rank[j] <= rank[i] < end[j].
+    """
+def process_logits(logits: typing.Any, params: RowParams, history_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, path: typing.Any, allowed: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None = None) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    [V] float64 weights exp(score - max), 0 off the support.
+    """
+def random53(seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, purpose: typing.SupportsInt | typing.SupportsIndex, node_slot: typing.SupportsInt | typing.SupportsIndex, draw_index: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    53 random bits of one counter.
+    """
+def root_tree(token: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
+    """
+    The tree of one root with nothing drafted.
+    """
+def sample_at_position(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Winner of the exponential race keyed by position; distributed as the weights.
+    """
+def sequence_ids(parent: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
+    """
+    (offset, id): sequences (one per leaf) of node i are id[offset[i]:offset[i + 1]].
+    """
+def tree_positions(depth: typing.Any, prefix_length: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    [N] int32: prefix_length + depth.
+    """
+def verifier_table() -> list[tuple[str, str]]:
+    """
+    (name, summary) of every verifier, in table order.
+    """
+def verify(tree: TokenTree, target_probs: typing.Any, draft_probs: typing.Any | None, verifier: str, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, accept: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]] | None = None, sample: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None) -> Verdict:
+    ...
+def verify_logits(tree: TokenTree, target_logits: typing.Any, draft_probs: typing.Any | None, params: RowParams, verifier: str, prefix_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, allowed: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex) -> Verdict:
+    ...
+__version__: str
