@@ -1,0 +1,634 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The round in Python: draft, build, mask, target forward, verify, commit; and `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treespec import _core
+from treespec._core import TokenTree, Verdict
+from treespec.config import AllowedTokens, SamplingParams
+from treespec.drafts import DRAFTERS, DrafterContext, make_autoregressive
+from treespec.drafts.base import Drafter, DraftSettings
+from treespec.growth import RoundKey, grow_trees
+from treespec.stats import Clock, Stats
+from treespec.targets.base import Needs, Target, TargetStates, TreeRows
+from treespec.text import TextStream, encode, load_tokenizer
+
+# Node budgets that pay where a forward is bound by arithmetic (CPU) and by reading weights (GPU).
+_NODE_BUDGETS = {"cpu": 16, "cuda": 60}
+_CHAIN_LENGTH = 5
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One sequence's part of a round, for tracing.
+
+    Attributes
+    ----------
+    tree, verdict
+        What was drafted; what was accepted of it.
+    position
+        Absolute position of the root.
+    sequence
+        Place of the prompt in the batch.
+    """
+
+    tree: TokenTree
+    verdict: Verdict
+    position: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """One finished text.
+
+    Attributes
+    ----------
+    text
+        Without prompt, special tokens and stop string; None when there is no tokenizer.
+    token_ids
+        New tokens, an end-of-text or stop token included.
+    finish_reason
+        ``"length"``, ``"eos"``, or ``"stop"``.
+    stats
+        Counters and times.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one round adds to a stream; `result` comes with the last piece."""
+
+    text: str
+    token_ids: list[int]
+    result: GenerateResult | None = None
+
+
+OnRound = Callable[[RoundRecord], None]
+
+
+class _Generation:
+    """One sequence while it runs: committed tokens, target and drafter state, stop conditions."""
+
+    def __init__(
+        self,
+        place: int,
+        prompt: npt.NDArray[np.int32],
+        params: SamplingParams,
+        sequence_id: int,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+    ) -> None:
+        self.place, self.params, self.sequence_id = place, params, sequence_id
+        self.row_params = params.row_params()
+        self.prompt_length = len(prompt)
+        self._tokens = np.empty(len(prompt) + params.max_new_tokens, dtype=np.int32)
+        self._tokens[: len(prompt)] = prompt
+        self.length = len(prompt)
+        self.eos_ids = () if params.ignore_eos else tuple(eos_ids)
+        self.stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
+        self.stats = Stats()
+        self.finish_reason: str | None = None if params.max_new_tokens else "length"
+        self.target_state: Any = None
+        self.draft_state: Any = None
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Prompt and output; the last one is the root."""
+        return self._tokens[: self.length]
+
+    @property
+    def new_tokens(self) -> npt.NDArray[np.int32]:
+        return self._tokens[self.prompt_length : self.length]
+
+    @property
+    def root(self) -> int:
+        return int(self._tokens[self.length - 1])
+
+    @property
+    def key(self) -> RoundKey:
+        """The running round's; its position is the root's."""
+        return RoundKey(self.params.seed, self.sequence_id, self.length - 1)
+
+    @property
+    def useful_depth(self) -> int:
+        """Nodes below could not be emitted: a round gives one token more than it accepts."""
+        return self.params.max_new_tokens - len(self.new_tokens) - 1
+
+    def append(self, tokens: npt.NDArray[np.int32]) -> int:
+        """Commit tokens up to where plain decoding would have stopped; how many those are."""
+        for count, token in enumerate(tokens.tolist(), start=1):
+            self._tokens[self.length] = token
+            self.length += 1
+            self.finish_reason = self._reason_to_stop(token)
+            if self.finish_reason is not None:
+                return count
+        return len(tokens)
+
+    def _reason_to_stop(self, token: int) -> str | None:
+        stopped = self.stream is not None and self.stream.push(token)
+        if token in self.eos_ids:
+            return "eos"
+        if stopped or token in self.params.stop_token_ids:
+            return "stop"
+        return "length" if len(self.new_tokens) == self.params.max_new_tokens else None
+
+    def allowed(self, tree: TokenTree) -> npt.NDArray[np.uint32] | None:
+        """Bitmask of the tokens that may follow each node, or None without a grammar."""
+        rule = self.params.allowed_tokens
+        if rule is None:
+            return None
+        return np.stack([pack_bits(rule(self._text_to(tree, node))) for node in range(len(tree))])
+
+    def _text_to(self, tree: TokenTree, node: int) -> npt.NDArray[np.int32]:
+        path = []
+        while node > 0:
+            path.append(int(tree.token[node]))
+            node = int(tree.parent[node])
+        return np.concatenate([self.tokens, np.array(path[::-1], dtype=np.int32)])
+
+    def result(self, clock: Clock) -> GenerateResult:
+        self.stats.seconds = dict(clock.seconds)
+        self.stats.draft_calls, self.stats.draft_rows = clock.draft_calls, clock.draft_rows
+        text = None
+        if self.stream is not None:
+            self.stream.finish()
+            text = self.stream.text
+        return GenerateResult(
+            text, self.new_tokens.tolist(), self.finish_reason or "length", self.stats
+        )
+
+
+class SpeculativeDecoder:
+    """Drives a target and a drafter, round by round. Made by `load`, or from your own objects.
+
+    A generation owns all that it changes, so that an error, also of a model or a callback in
+    mid-round, leaves the decoder as it was.
+
+    Parameters
+    ----------
+    target
+        The model whose distribution is reproduced.
+    drafter
+        None decodes plainly, with the same sampler.
+    tokenizer
+        For text in and out; None works on token ids.
+    builder, builder_options
+        A name of `treespec.builder_names` and its options.
+    verifier
+        A name of `treespec.verifier_names`, or ``"auto"``: greedy at temperature 0, else by the
+        builder's proposal mode.
+    node_budget, max_depth
+        Most drafted nodes per round, and their depth; None: what suits builder and device.
+    draft_temperature
+        Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
+        target's own temperature, top-k and top-p for sampled ones.
+
+    Raises
+    ------
+    ValueError
+        For unknown names and options, or a verifier that would bias the builder's trees.
+    NotImplementedError
+        For trees on a target whose state cannot fork.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None = None,
+        *,
+        tokenizer: Any = None,
+        builder: str = "opt_tree",
+        builder_options: Mapping[str, Any] | None = None,
+        verifier: str = "auto",
+        node_budget: int | None = None,
+        max_depth: int | None = None,
+        draft_temperature: float | None = None,
+    ) -> None:
+        options = dict(builder_options or {})
+        if max_depth is not None:
+            options["max_depth"] = max_depth
+        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        self.builder_name, self.verifier_name = builder, verifier
+        self.builder = _core.TreeBuilder(builder, **options)
+        self.node_budget = self._default_budget() if node_budget is None else node_budget
+        self.draft_temperature = draft_temperature
+        if self.node_budget < 0:
+            raise ValueError(f"load: node_budget must be >= 0, got {node_budget}")
+        if verifier != "auto":
+            _core.check_proposal(verifier, self.builder.proposal)
+        if drafter is not None and not target.supports_trees and builder != "chain":
+            raise NotImplementedError(
+                "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
+                "verify trees; use builder='chain', or drafter=None for plain decoding"
+            )
+
+    def _default_budget(self) -> int:
+        if self.builder_name == "chain":
+            return _CHAIN_LENGTH
+        return _NODE_BUDGETS.get(self.target.device.type, _NODE_BUDGETS["cuda"])
+
+    # --- what users call -----------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        allowed_tokens: AllowedTokens | None = None,
+        seed: int | Sequence[int] = 0,
+        sequence_id: int | Sequence[int] = 0,
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        on_round: OnRound | None = None,
+    ) -> Any:
+        """Continue a prompt, or a list of prompts as one ragged batch.
+
+        Parameters
+        ----------
+        prompt
+            Text, or token ids; a list of texts or of id lists is a batch, each equal to its own
+            single run.
+        seed, sequence_id
+            One value, or one per prompt.
+        on_round
+            Called with a `RoundRecord` after every round, for tracing.
+
+        The other parameters are those of `SamplingParams`.
+
+        Returns
+        -------
+        GenerateResult or list of GenerateResult
+
+        Raises
+        ------
+        ValueError
+            Before any work: for bad parameters, an empty prompt, ids outside the vocabulary, or a
+            text that would not fit the context.
+        """
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias or {},
+            allowed_tokens=allowed_tokens,
+            stop=stop or (),
+            stop_token_ids=stop_token_ids,
+            max_new_tokens=max_new_tokens,
+            ignore_eos=ignore_eos,
+        )
+        batch = _is_batch(prompt)
+        generations = self._generations(prompt if batch else [prompt], params, seed, sequence_id)
+        clock = Clock()
+        for _ in self._run(generations, clock, on_round):
+            pass
+        results = [generation.result(clock) for generation in generations]
+        return results if batch else results[0]
+
+    def stream(self, prompt: Any, **options: Any) -> Iterator[Piece]:
+        """Continue one prompt and yield a `Piece` per round; options are those of `generate`.
+
+        The parameters are checked before the first piece is asked for. Closing the iterator ends
+        the generation.
+        """
+        if _is_batch(prompt):
+            raise ValueError("stream: prompt must be one prompt, got a list; use generate")
+        on_round = options.pop("on_round", None)
+        seed, sequence_id = options.pop("seed", 0), options.pop("sequence_id", 0)
+        options.setdefault("temperature", 0.0)
+        params = SamplingParams(**{k: v for k, v in options.items() if v is not None})
+        (generation,) = self._generations([prompt], params, seed, sequence_id)
+        return self._pieces(generation, on_round)
+
+    # --- around the rounds ---------------------------------------------------------------------
+
+    def _pieces(self, generation: _Generation, on_round: OnRound | None) -> Iterator[Piece]:
+        clock, shown = Clock(), 0
+        for _ in self._run([generation], clock, on_round):
+            token_ids = generation.new_tokens[shown:].tolist()
+            shown += len(token_ids)
+            stream = generation.stream
+            if generation.finish_reason is None:
+                yield Piece(stream.take() if stream is not None else "", token_ids)
+                continue
+            tail = stream.finish() if stream is not None else ""
+            yield Piece(tail, token_ids, generation.result(clock))
+        if not generation.params.max_new_tokens:
+            yield Piece("", [], generation.result(clock))
+
+    def _generations(
+        self, prompts: Sequence[Any], params: SamplingParams, seed: Any, sequence_id: Any
+    ) -> list[_Generation]:
+        seeds, ids = _column("seed", seed, prompts), _column("sequence_id", sequence_id, prompts)
+        if self.tokenizer is None and params.stop:
+            raise ValueError("generate: stop strings need a tokenizer; use stop_token_ids")
+        if self.verifier_name == "greedy" and self.drafter is not None and not params.greedy:
+            raise ValueError(
+                f"generate: temperature must be 0 with verifier 'greedy', got {params.temperature}"
+            )
+        out = []
+        for place, (prompt, own_seed, own_id) in enumerate(zip(prompts, seeds, ids, strict=True)):
+            token_ids = encode(self.tokenizer, prompt)
+            self._check_prompt(token_ids, params.max_new_tokens)
+            own = replace(params, seed=int(own_seed))
+            out.append(
+                _Generation(place, token_ids, own, int(own_id), self.tokenizer, self.target.eos_ids)
+            )
+        return out
+
+    def _check_prompt(self, token_ids: npt.NDArray[np.int32], max_new_tokens: int) -> None:
+        outside = token_ids[(token_ids < 0) | (token_ids >= self.target.vocab_size)]
+        if len(outside):
+            raise ValueError(
+                f"generate: prompt ids must be in [0, {self.target.vocab_size}), got {outside[0]}"
+            )
+        needed = len(token_ids) + max_new_tokens
+        for who, model in (("target", self.target), ("drafter", self.drafter)):
+            limit = getattr(model, "max_context", None)
+            if limit is not None and needed > limit:
+                raise ValueError(
+                    f"generate: prompt and max_new_tokens must fit the {who}'s context of {limit} "
+                    f"tokens, got {len(token_ids)} + {max_new_tokens}"
+                )
+
+    def _run(
+        self, generations: Sequence[_Generation], clock: Clock, on_round: OnRound | None
+    ) -> Iterator[None]:
+        """Yields after the prefill and after every round; frees all state at the end."""
+        running = [g for g in generations if g.finish_reason is None]
+        try:
+            with clock.step("prefill"):
+                self._prefill(running)
+            while running:
+                yield
+                running = [g for g in running if g.finish_reason is None]
+                if running:
+                    with clock.step("other"):
+                        self._round(running, clock, on_round)
+        finally:
+            self._close(generations)
+
+    def _prefill(self, running: Sequence[_Generation]) -> None:
+        """Feed the prompts and draw the first token of each, at its own position."""
+        if not running:
+            return
+        budget = self.node_budget if self.drafter is not None else 0
+        needs = self._needs
+        for g in running:
+            g.target_state = self.target.open(len(g._tokens) + budget + 1)
+        logits, states = self.target.prefill(
+            [g.target_state for g in running], [g.tokens for g in running], needs
+        )
+        for g, row, own_states in zip(running, logits, states, strict=True):
+            verdict = self._verify(g, _core.root_tree(g.root), row[None])
+            if self.drafter is not None:
+                g.draft_state = self.drafter.begin(g.tokens, own_states, len(g._tokens) + budget)
+            g.append(verdict.tokens)
+            g.stats.tokens += 1
+            if self.drafter is not None:
+                self.drafter.observe(g.draft_state, verdict.tokens, None)
+
+    def _close(self, generations: Sequence[_Generation]) -> None:
+        for g in generations:
+            if g.target_state is not None:
+                self.target.close(g.target_state)
+            if self.drafter is not None and g.draft_state is not None:
+                self.drafter.end(g.draft_state)
+            g.target_state = g.draft_state = None
+
+    # --- the round -----------------------------------------------------------------------------
+
+    def _round(
+        self, running: Sequence[_Generation], clock: Clock, on_round: OnRound | None
+    ) -> None:
+        """The six steps, over all running sequences. Nothing is committed before the last."""
+        with clock.step("draft"):
+            sources = self._draft(running)
+        with clock.step("build"):
+            trees = self._build(running, sources, clock)
+        with clock.step("mask"):
+            rows = [TreeRows(tree.token, tree.parent, tree.depth) for tree in trees]
+        with clock.step("target"):
+            logits, states = self.target.forward(
+                [g.target_state for g in running], rows, self._needs
+            )
+        with clock.step("verify"):
+            verdicts = [
+                self._verify(g, tree, row)
+                for g, tree, row in zip(running, trees, logits, strict=True)
+            ]
+        with clock.step("commit"):
+            self._commit(running, trees, verdicts, states)
+        if on_round is not None:
+            for g, tree, verdict in zip(running, trees, verdicts, strict=True):
+                position = g.length - len(verdict.tokens) - 1
+                on_round(RoundRecord(tree, verdict, position, g.place))
+
+    def _draft(self, running: Sequence[_Generation]) -> list[Any]:
+        """One source per sequence that can still use one."""
+        drafting = self._drafting(running)
+        if self.drafter is None or not drafting:
+            return []
+        deepest = max(g.useful_depth for g in drafting)
+        settings = self._draft_settings(drafting[0].params, deepest)
+        return self.drafter.draft([g.draft_state for g in drafting], settings)
+
+    def _build(
+        self, running: Sequence[_Generation], sources: Sequence[Any], clock: Clock
+    ) -> list[TokenTree]:
+        """One tree per sequence; a root alone where nothing was drafted."""
+        drafting = self._drafting(running)
+        trees = {g.place: _core.root_tree(g.root) for g in running}
+        if sources:
+            grown = grow_trees(
+                self.builder,
+                sources,
+                self.node_budget,
+                [g.useful_depth for g in drafting],
+                [g.key for g in drafting],
+                [g.root for g in drafting],
+                clock,
+            )
+            trees.update({g.place: tree for g, tree in zip(drafting, grown, strict=True)})
+        return [trees[g.place] for g in running]
+
+    def _verify(self, g: _Generation, tree: TokenTree, logits: Any) -> Verdict:
+        # A root alone has nothing to verify: the plain draw keeps the text independent of the tree.
+        plain = _core.auto_verifier("deterministic", g.params.greedy)
+        return _core.verify_logits(
+            tree,
+            logits,
+            None,
+            g.row_params,
+            plain if tree.num_nodes == 1 else self.verifier_name,
+            g.tokens,
+            g.prompt_length,
+            g.allowed(tree),
+            *g.key,
+        )
+
+    def _commit(
+        self,
+        running: Sequence[_Generation],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        states: Sequence[TargetStates],
+    ) -> None:
+        """Keep what was accepted, up to a stop; the last emitted token is the next root."""
+        kept = []
+        for g, tree, verdict in zip(running, trees, verdicts, strict=True):
+            emitted = g.append(verdict.tokens)
+            g.stats.count_round(tree, verdict, emitted)
+            kept.append(
+                np.concatenate([[0], verdict.accepted_nodes[: emitted - 1]]).astype(np.int32)
+            )
+        self.target.commit([g.target_state for g in running], kept)
+        if self.drafter is None:
+            return
+        for g, nodes, own_states in zip(running, kept, states, strict=True):
+            self.drafter.observe(g.draft_state, g.tokens[-len(nodes) :], own_states.rows(nodes))
+
+    # --- small helpers -------------------------------------------------------------------------
+
+    @property
+    def _needs(self) -> Needs:
+        return self.drafter.needs if self.drafter is not None else Needs()
+
+    def _drafting(self, running: Sequence[_Generation]) -> list[_Generation]:
+        return [g for g in running if g.useful_depth > 0 and self.node_budget > 0]
+
+    def _draft_settings(self, params: SamplingParams, max_depth: int) -> DraftSettings:
+        sampled = self.builder.proposal != "deterministic" and not params.greedy
+        temperature = self.draft_temperature or (params.temperature if sampled else 1.0)
+        return DraftSettings(
+            temperature=temperature,
+            top_k=params.top_k if sampled else 0,
+            top_p=params.top_p if sampled else 1.0,
+            max_depth=max_depth,
+            node_budget=self.node_budget,
+        )
+
+
+def load(
+    target: Any = "demo",
+    drafter: Any = "demo",
+    *,
+    builder: str = "opt_tree",
+    verifier: str = "auto",
+    node_budget: int | None = None,
+    max_depth: int | None = None,
+    builder_options: Mapping[str, Any] | None = None,
+    draft_temperature: float | None = None,
+    tokenizer: Any = None,
+    backend: str = "auto",
+    device: Any = "auto",
+    dtype: Any = "auto",
+) -> SpeculativeDecoder:
+    """Load models and make a decoder.
+
+    Parameters
+    ----------
+    target
+        ``"demo"``, a local folder, a hub id, or a transformers model object.
+    drafter
+        A name of `treespec.drafter_names`, a folder, hub id or model object of a causal language
+        model with the target's tokens, a `Drafter` of your own, or None for plain decoding.
+    backend
+        ``"auto"`` or ``"hf"`` (eager PyTorch).
+    device, dtype
+        ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
+    tokenizer
+        None: the one beside the target.
+
+    The other parameters are those of `SpeculativeDecoder`.
+
+    Examples
+    --------
+    >>> import treespec                                                   # doctest: +SKIP
+    >>> treespec.load("Qwen/Qwen3-8B", drafter="Qwen/Qwen3-0.6B")
+    """
+    if backend not in ("auto", "hf"):
+        raise NotImplementedError(f"load: backend must be 'auto' or 'hf', got {backend!r}")
+    from treespec.targets.hf import load_target
+
+    name = _demo_path(target)
+    model = load_target(name, device, dtype)
+    if tokenizer is None and isinstance(name, str):
+        tokenizer = load_tokenizer(name)
+    context = DrafterContext(model.vocab_size, tokenizer, device, dtype)
+    return SpeculativeDecoder(
+        model,
+        _make_drafter(drafter, context),
+        tokenizer=tokenizer,
+        builder=builder,
+        builder_options=builder_options,
+        verifier=verifier,
+        node_budget=node_budget,
+        max_depth=max_depth,
+        draft_temperature=draft_temperature,
+    )
+
+
+def _demo_path(target: Any) -> Any:
+    if target == "demo":
+        from treespec import demo
+
+        return str(demo.target_path())
+    return str(target) if hasattr(target, "__fspath__") else target
+
+
+def _make_drafter(drafter: Any, context: DrafterContext) -> Drafter | None:
+    if drafter is None:
+        return None
+    if isinstance(drafter, str) and drafter in DRAFTERS:
+        return DRAFTERS[drafter].make(context)
+    if hasattr(drafter, "draft") and hasattr(drafter, "observe"):
+        own: Drafter = drafter
+        return own
+    return make_autoregressive(str(drafter) if hasattr(drafter, "__fspath__") else drafter, context)
+
+
+def pack_bits(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """``[V]`` booleans as ``[ceil(V / 32)]`` uint32 words, lowest bit first."""
+    packed = np.packbits(np.asarray(allowed, dtype=np.bool_), bitorder="little")
+    return np.pad(packed, (0, -len(packed) % 4)).view("<u4").astype(np.uint32)
+
+
+def _is_batch(prompt: Any) -> bool:
+    listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
+    return listed and not isinstance(prompt[0], (int, np.integer))
+
+
+def _column(name: str, value: Any, prompts: Sequence[Any]) -> list[int]:
+    values = list(np.broadcast_to(value, len(prompts))) if np.isscalar(value) else list(value)
+    if len(values) != len(prompts):
+        raise ValueError(
+            f"generate: {name} must be one value or one per prompt ({len(prompts)}), "
+            f"got {len(values)}"
+        )
+    return values

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 2 of a round in Python: feeds sources to native growths, many sequences in lock-step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from treespec import _core
+from treespec.stats import Clock
+
+UNLIMITED = 2**31 - 1  # a depth no tree reaches
+
+
+class RoundKey(NamedTuple):
+    """Names a round: everything random in it is a function of these three."""
+
+    seed: int = 0
+    sequence_id: int = 0
+    position: int = 0
+
+
+_DEFAULT_KEY = RoundKey()
+
+
+def source_kind(source: Any) -> str:
+    """The name of a source's kind; raises TypeError for what is no source."""
+    if isinstance(source, _core.CandidateSource):
+        return str(source.kind)
+    if callable(getattr(source, "expand", None)):
+        return "Expander"
+    raise TypeError(
+        "source: must be Marginals, Transitions, a Trie or an object with expand(nodes), "
+        f"got {type(source).__name__}"
+    )
+
+
+def grow_tree(
+    builder: _core.TreeBuilder,
+    source: Any,
+    node_budget: int,
+    *,
+    max_depth: int = UNLIMITED,
+    key: RoundKey = _DEFAULT_KEY,
+    root_token: int = 0,
+) -> _core.TokenTree:
+    """Grow one tree from one source."""
+    return grow_trees(builder, [source], node_budget, [max_depth], [key], [root_token], Clock())[0]
+
+
+def grow_trees(
+    builder: _core.TreeBuilder,
+    sources: Sequence[Any],
+    node_budget: int,
+    max_depths: Sequence[int],
+    keys: Sequence[RoundKey],
+    root_tokens: Sequence[int],
+    clock: Clock,
+) -> list[_core.TokenTree]:
+    """Grow one tree per source.
+
+    Expanders grow in lock-step: each pass hands the frontiers of all unfinished trees over
+    together, in one call of ``expand_together`` where the expander's class has it. Time inside
+    expanders is booked as drafting.
+
+    Raises
+    ------
+    ValueError
+        If the builder cannot read a source; names the builders that can.
+    """
+    for source in sources:
+        builder.check_source_kind(source_kind(source))
+    if isinstance(sources[0], _core.CandidateSource):
+        return [
+            builder.build(source, node_budget, depth, *key, root)
+            for source, depth, key, root in zip(sources, max_depths, keys, root_tokens, strict=True)
+        ]
+    growths = [
+        builder.begin(node_budget, depth, *key) for depth, key in zip(max_depths, keys, strict=True)
+    ]
+    _supply_all(growths, sources, root_tokens, clock)
+    return [growth.finish(root) for growth, root in zip(growths, root_tokens, strict=True)]
+
+
+def _supply_all(
+    growths: Sequence[_core.TreeGrowth],
+    sources: Sequence[Any],
+    root_tokens: Sequence[int],
+    clock: Clock,
+) -> None:
+    waiting = list(range(len(growths)))
+    while True:
+        frontiers = {i: growths[i].frontier(root_tokens[i]) for i in waiting}
+        waiting = [i for i in waiting if len(frontiers[i])]
+        if not waiting:
+            return
+        with clock.step("draft"):
+            rows = _expand([sources[i] for i in waiting], [frontiers[i] for i in waiting])
+        clock.count_draft(sum(len(frontiers[i]) for i in waiting))
+        for i, block in zip(waiting, rows, strict=True):
+            growths[i].supply(_as_float32(block))
+
+
+def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequence[Any]:
+    together = getattr(type(sources[0]), "expand_together", None)
+    if together is not None:
+        rows: Sequence[Any] = together(sources, frontiers)
+        return rows
+    return [source.expand(frontier) for source, frontier in zip(sources, frontiers, strict=True)]
+
+
+def _as_float32(rows: Any) -> Any:
+    """Scores are float32 sums on every device; narrower or wider rows are converted once, here."""
+    if isinstance(rows, np.ndarray) or not hasattr(rows, "detach"):
+        return np.ascontiguousarray(rows, dtype=np.float32)
+    return rows.detach().float().contiguous()

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a round as functions on arrays, for engines that own their loop.
+
+Arrays are NumPy or torch (DLPack), in host memory. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treespec import _core
+from treespec._core import TokenTree
+from treespec.config import SamplingParams
+from treespec.growth import RoundKey, grow_tree
+
+_ADDITIVE_FORMATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+MASK_FORMATS = (
+    "bool",
+    *_ADDITIVE_FORMATS,
+    "bfloat16",
+    "bits",
+    "intervals",
+    "sequence_ids",
+)
+
+
+def build_tree(
+    name: str,
+    source: Any,
+    node_budget: int = 60,
+    *,
+    seed: int = 0,
+    sequence_id: int = 0,
+    position: int = 0,
+    root_token: int = 0,
+    **options: Any,
+) -> TokenTree:
+    """Grow one draft tree.
+
+    Parameters
+    ----------
+    name
+        A builder of `treespec.builder_names`.
+    source
+        `Marginals`, `Transitions`, `Trie`, or an expander: any object with ``expand(nodes)`` ->
+        float32 ``[len(nodes), V]`` log-probabilities. ``nodes`` is a sequence whose items, and
+        itself as arrays, have ``.token .parent .depth .index``; ``.index`` counts nodes in order of
+        first hand-over (root 0), ``.parent`` uses that numbering, and the first call is the root.
+    node_budget
+        The most drafted nodes; the root is not counted.
+    seed, sequence_id, position
+        Key of the drafting noise; `position` is the root's absolute position.
+    options
+        The builder's own; an unknown one is refused with the known ones.
+
+    Returns
+    -------
+    TokenTree
+        In pop order.
+
+    Examples
+    --------
+    >>> import numpy as np, treespec
+    >>> source = treespec.Marginals([[0, 1], [0, 1]], np.log([[0.6, 0.4], [0.7, 0.3]]))
+    >>> treespec.build_tree("opt_tree", source, node_budget=3).parent.tolist()
+    [-1, 0, 1, 0]
+    """
+    builder = _core.TreeBuilder(name, **options)
+    key = RoundKey(seed, sequence_id, position)
+    return grow_tree(builder, source, node_budget, key=key, root_token=root_token)
+
+
+def ancestor_mask(tree: TokenTree, format: str = "bool", prefix_length: int = 0) -> Any:
+    """Who may attend to whom: a node sees the prefix, its ancestors and itself.
+
+    Parameters
+    ----------
+    format
+        ``"bool"`` ``[N, prefix + N]``; ``"float16"``, ``"bfloat16"`` (a torch tensor),
+        ``"float32"``, ``"float64"``: additive, 0 or the lowest finite value, same shape;
+        ``"bits"``: uint32 ``[N, ceil(N / 32)]``, bit j of row i; ``"intervals"``: int32 ``[N, 2]``
+        (rank, end), j is i or its ancestor iff rank[j] <= rank[i] < end[j]; ``"sequence_ids"``:
+        (offset, id), the leaves below each node. The last three leave the prefix out.
+    prefix_length
+        Committed tokens before the root; for the last three formats it must be 0.
+    """
+    if format not in MASK_FORMATS:
+        raise ValueError(
+            f"ancestor_mask: format must be one of {', '.join(MASK_FORMATS)}; got {format!r}"
+        )
+    if prefix_length < 0:
+        raise ValueError(f"ancestor_mask: prefix_length must be >= 0, got {prefix_length}")
+    if format in ("bits", "intervals", "sequence_ids"):
+        if prefix_length:
+            raise ValueError(
+                f"ancestor_mask: prefix_length must be 0 for format {format!r}, got {prefix_length}"
+            )
+        return _compact_mask(tree, format)
+    shape = (tree.num_nodes, prefix_length + tree.num_nodes)
+    if format == "bfloat16":
+        import torch
+
+        out: Any = torch.empty(shape, dtype=torch.bfloat16)
+    else:
+        out = np.empty(shape, dtype=_ADDITIVE_FORMATS.get(format, np.bool_))
+    _core.fill_mask(tree.parent, tree.depth, 0, prefix_length, 0, out)
+    return out
+
+
+def _compact_mask(tree: TokenTree, format: str) -> Any:
+    if format == "bits":
+        return _core.ancestor_bits(tree.parent)
+    if format == "intervals":
+        return np.stack(_core.preorder_intervals(tree.parent), axis=1)
+    return _core.sequence_ids(tree.parent)
+
+
+def tree_positions(tree: TokenTree, prefix_length: int = 0) -> npt.NDArray[np.int32]:
+    """``[N]`` int32: `prefix_length` (the root's absolute position) + depth."""
+    return _core.tree_positions(tree.depth, prefix_length)
+
+
+def verify(
+    tree: TokenTree | Sequence[TokenTree],
+    target_probs: Any,
+    draft_probs: Any = None,
+    verifier: str = "auto",
+    *,
+    seed: int | Sequence[int] = 0,
+    sequence_id: int | Sequence[int] = 0,
+    position: int | Sequence[int] = 0,
+    coins: tuple[Any, Any] | None = None,
+) -> Any:
+    """Keep the longest path the target itself could have produced, and draw one more token.
+
+    Parameters
+    ----------
+    tree
+        One tree, or a list of trees with lists of rows (and lists, or one value, of the keys).
+    target_probs
+        ``[N, V]`` float32 or float64; row i is the law of the token after node i.
+    draft_probs
+        ``[N, V]``; row i is the law the first child of node i was drawn from. None: the tree's own.
+    verifier
+        A name of `treespec.verifier_names`, or ``"auto"``.
+    seed, sequence_id, position
+        Key of the round; `position` is the root's absolute position.
+    coins
+        ``(accept, sample)`` in place of the generator: ``accept[i][j]`` tests draw j of node i
+        (accepted iff below the probability), ``sample[i]`` draws a token at node i by inverse CDF
+        in ascending id. For exact tests; not for target_only.
+
+    Returns
+    -------
+    Verdict or list of Verdict
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, rows off 1 by more than 1e-3, a missing law, or a pair that would be
+        biased (the message names the verifiers that fit).
+    """
+    if not isinstance(tree, TokenTree):
+        laws = _column("draft_probs", draft_probs, len(tree))
+        return [
+            verify(one, rows, law, verifier, seed=key[0], sequence_id=key[1], position=key[2])
+            for one, rows, law, key in zip(
+                tree,
+                _column("target_probs", target_probs, len(tree)),
+                laws,
+                _keys(seed, sequence_id, position, len(tree)),
+                strict=True,
+            )
+        ]
+    accept, sample = coins if coins is not None else (None, None)
+    key = _key(seed, sequence_id, position)
+    return _core.verify(tree, target_probs, draft_probs, verifier, *key, accept, sample)
+
+
+def verify_logits(
+    tree: TokenTree | Sequence[TokenTree],
+    target_logits: Any,
+    draft_probs: Any = None,
+    sampling: SamplingParams | None = None,
+    verifier: str = "auto",
+    *,
+    prefix_ids: Any = None,
+    prompt_length: int = 0,
+    allowed_tokens: npt.NDArray[np.uint32] | None = None,
+    seed: int | Sequence[int] | None = None,
+    sequence_id: int | Sequence[int] = 0,
+    position: int | Sequence[int] = 0,
+) -> Any:
+    """`verify` from raw logits: rows are processed when the walk visits them.
+
+    Parameters
+    ----------
+    target_logits
+        ``[N, V]`` float16, bfloat16, float32 or float64.
+    sampling
+        The processors; temperature 1 without any when None.
+    prefix_ids
+        Committed tokens, the root last, for penalties; needed when `sampling` has any.
+    prompt_length
+        How many of `prefix_ids` are prompt.
+    allowed_tokens
+        uint32 ``[N, ceil(V / 32)]``: bit t % 32 of word t // 32 allows token t after node i.
+    seed
+        None: `sampling.seed`.
+
+    Returns
+    -------
+    Verdict or list of Verdict
+    """
+    params = sampling if sampling is not None else SamplingParams()
+    own_seed = params.seed if seed is None else seed
+    if not isinstance(tree, TokenTree):
+        if prefix_ids is not None or allowed_tokens is not None:
+            raise ValueError(
+                "verify_logits: prefix_ids and allowed_tokens must be given tree by tree"
+            )
+        return [
+            verify_logits(
+                one, rows, law, params, verifier, seed=key[0], sequence_id=key[1], position=key[2]
+            )
+            for one, rows, law, key in zip(
+                tree,
+                _column("target_logits", target_logits, len(tree)),
+                _column("draft_probs", draft_probs, len(tree)),
+                _keys(own_seed, sequence_id, position, len(tree)),
+                strict=True,
+            )
+        ]
+    return _core.verify_logits(
+        tree,
+        target_logits,
+        draft_probs,
+        params.row_params(),
+        verifier,
+        np.empty(0, np.int32) if prefix_ids is None else prefix_ids,
+        prompt_length,
+        allowed_tokens,
+        *_key(own_seed, sequence_id, position),
+    )
+
+
+def _key(seed: Any, sequence_id: Any, position: Any) -> RoundKey:
+    for name, value in (("seed", seed), ("sequence_id", sequence_id), ("position", position)):
+        if not np.isscalar(value):
+            raise ValueError(f"verify: {name} must be one value for one tree, got {value!r}")
+    return RoundKey(seed, sequence_id, position)
+
+
+def _keys(seed: Any, sequence_id: Any, position: Any, count: int) -> list[RoundKey]:
+    columns = {"seed": seed, "sequence_id": sequence_id, "position": position}
+    listed = [_column(name, value, count) for name, value in columns.items()]
+    return [RoundKey(*key) for key in zip(*listed, strict=True)]
+
+
+def _column(name: str, value: Any, count: int) -> Sequence[Any]:
+    """One entry per tree: the given list, or one value (or None) for all."""
+    if value is None or np.isscalar(value):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"verify: {name} must have one entry per tree ({count}), got {len(value)}")
+    return list(value)
+
+
+def commit_kv(array: Any, base: int, nodes: npt.ArrayLike) -> None:
+    """Keep the KV rows of an accepted path, in place.
+
+    Parameters
+    ----------
+    array
+        ``[..., rows, dim]`` of any dtype, NumPy or torch; tree rows start at row `base`.
+    base
+        Row of the root: the length of the committed prefix.
+    nodes
+        Node ids of the root and the accepted path, ascending; ``nodes[d]`` moves to ``base + d``.
+    """
+    _core.KvBuffers([array]).commit(base, np.asarray(nodes, dtype=np.int32))
