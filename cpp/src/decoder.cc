@@ -185,7 +185,7 @@ class SpeculativeDecoder::Run {
   }
 
   Mask make_mask(const TokenTree& tree) const {
-    return {tree_positions(tree.depth, prefix_length()), ancestor_bits(tree.parent)};
+    return {tree_positions(tree.depth, prefix_length()), ancestor_mask(tree.parent)};
   }
 
   RowsView forward(const TokenTree& tree, const Mask& mask) {

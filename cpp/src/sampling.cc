@@ -237,6 +237,7 @@ uint64_t fixed_sum(ArrayView<const double> values) {
 }
 
 int32_t inverse_cdf(ArrayView<const double> values, double u) {
+  TREESPEC_CHECK(u >= 0.0 && u < 1.0, "inverse_cdf: u must be in [0, 1), got ", u);
   const uint64_t total = fixed_sum(values);
   TREESPEC_CHECK(total > 0, "inverse_cdf: values must have a positive sum");
   // floor(u * total) without rounding: u is a multiple of 2^-53 below 1.
@@ -248,7 +249,7 @@ int32_t inverse_cdf(ArrayView<const double> values, double u) {
     cumulative += static_cast<uint64_t>(shared::to_fixed(values[t]));
     if (cumulative > target) return static_cast<int32_t>(t);
   }
-  throw InvalidArgument("inverse_cdf: u must be in [0, 1)");
+  return static_cast<int32_t>(values.size()) - 1;  // not reached: target < total
 }
 
 }  // namespace treespec

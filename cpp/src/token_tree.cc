@@ -103,11 +103,11 @@ void check_siblings(const TokenTree& tree, Violations& bad) {
   }
 }
 
-void check_law(const TokenTree& tree, Violations& bad) {
+/// Every node that drew has a row.
+void check_law_rows(const TokenTree& tree, Violations& bad) {
   const DraftRows& rows = tree.draft_probs;
   if (rows.empty()) return;
-  const size_t n = tree.token.size();
-  if (rows.row_of_node.size() != n) {
+  if (rows.row_of_node.size() != tree.token.size()) {
     bad.add("draft_probs must have a row index per node, got ", rows.row_of_node.size());
     return;
   }
@@ -120,11 +120,43 @@ void check_law(const TokenTree& tree, Violations& bad) {
       bad.add("node ", i, " must have a draft_probs row, it has draws");
     }
   }
-  for (int64_t r = 0; r < num_rows; ++r) {
+}
+
+void check_law_sums(const TokenTree& tree, Violations& bad) {
+  const DraftRows& rows = tree.draft_probs;
+  for (size_t r = 0; r + 1 < rows.row_offset.size(); ++r) {
     double sum = 0.0;
     for (int64_t e = rows.row_offset[r]; e < rows.row_offset[r + 1]; ++e) sum += rows.prob[e];
     if (!(std::abs(sum - 1.0) <= 1e-3)) bad.add("draft_probs row ", r, " must sum to 1, got ", sum);
   }
+}
+
+/// What was drawn could have been drawn.
+void check_drawn(const TokenTree& tree, Violations& bad) {
+  const DraftRows& rows = tree.draft_probs;
+  if (rows.empty()) return;
+  for (int32_t i = 0; i < tree.num_nodes(); ++i) {
+    for (const int32_t child : tree.draws(i)) {
+      const int32_t row = rows.row_of_node[i];
+      const auto begin = rows.token.begin() + rows.row_offset[row];
+      const auto end = rows.token.begin() + rows.row_offset[row + 1];
+      const auto at = std::lower_bound(begin, end, tree.token[child]);
+      if (at == end || *at != tree.token[child] || !(rows.prob[at - rows.token.begin()] > 0.0f)) {
+        bad.add("node ", child, " must carry a token of positive draft probability, got token ",
+                tree.token[child]);
+      }
+    }
+  }
+}
+
+/// Everything but the law's numbers; each rule relies on those before it.
+void check_structure(const TokenTree& tree, Violations& bad) {
+  check_arrays(tree, bad);
+  if (bad.none()) check_topology(tree, bad);
+  if (bad.none()) check_scores(tree, bad);
+  if (bad.none()) check_draws(tree, bad);
+  if (bad.none()) check_siblings(tree, bad);
+  if (bad.none()) check_law_rows(tree, bad);
 }
 
 }  // namespace
@@ -169,13 +201,12 @@ void complete_tree(TokenTree& tree) {
   TREESPEC_CHECK(n > 0, "TokenTree: token must hold the root at least, got 0 nodes");
   TREESPEC_CHECK(tree.parent.size() == n, "TokenTree: parent must be [", n, "] for ", n,
                  " tokens, got [", tree.parent.size(), "]");
-  TREESPEC_CHECK(tree.parent[0] == -1, "TokenTree: parent[0] must be -1, got ", tree.parent[0]);
+  const auto in_place = [&](size_t i) {
+    return tree.parent[i] >= 0 && tree.parent[i] < static_cast<int32_t>(i);
+  };
   tree.depth.assign(n, 0);
   for (size_t i = 1; i < n; ++i) {
-    const int32_t parent = tree.parent[i];
-    TREESPEC_CHECK(parent >= 0 && parent < static_cast<int32_t>(i), "TokenTree: parent[", i,
-                   "] must be in [0, ", i, "), got ", parent);
-    tree.depth[i] = tree.depth[parent] + 1;
+    if (in_place(i)) tree.depth[i] = tree.depth[tree.parent[i]] + 1;
   }
   if (tree.path_logprob.empty()) tree.path_logprob.assign(n, 0.0f);
   if (!tree.draw_offset.empty()) return;
@@ -183,25 +214,27 @@ void complete_tree(TokenTree& tree) {
                  "TokenTree: draws must be given for a ", proposal_name(tree.proposal),
                  " tree (their order matters), got none");
   tree.draw_offset.assign(n + 1, 0);
-  for (size_t i = 1; i < n; ++i) ++tree.draw_offset[tree.parent[i] + 1];
+  for (size_t i = 1; i < n; ++i) tree.draw_offset[in_place(i) ? tree.parent[i] + 1 : 1] += 1;
   for (size_t i = 0; i < n; ++i) tree.draw_offset[i + 1] += tree.draw_offset[i];
   std::vector<int32_t> next(tree.draw_offset.begin(), tree.draw_offset.end() - 1);
   tree.draw.resize(n - 1);
-  for (size_t i = 1; i < n; ++i) tree.draw[next[tree.parent[i]]++] = static_cast<int32_t>(i);
+  for (size_t i = 1; i < n; ++i) {
+    tree.draw[next[in_place(i) ? tree.parent[i] : 0]++] = static_cast<int32_t>(i);
+  }
 }
 
 std::vector<std::string> check_tree(const TokenTree& tree) {
   Violations bad;
-  check_arrays(tree, bad);
-  if (!bad.none()) return bad.take();
-  check_topology(tree, bad);
-  check_scores(tree, bad);
-  if (!bad.none()) return bad.take();
-  check_draws(tree, bad);
-  if (!bad.none()) return bad.take();
-  check_siblings(tree, bad);
-  check_law(tree, bad);
+  check_structure(tree, bad);
+  if (bad.none()) check_law_sums(tree, bad);
+  if (bad.none()) check_drawn(tree, bad);
   return bad.take();
+}
+
+void require_sound(const char* who, const TokenTree& tree) {
+  Violations bad;
+  check_structure(tree, bad);
+  TREESPEC_CHECK(bad.none(), who, ": tree must be sound, got: ", bad.take().front());
 }
 
 double expected_acceptance(const TokenTree& tree) {

@@ -43,6 +43,11 @@ void check_law_dtype(const char* who, DType dtype) {
                  ": dtype must be float32 or float64");
 }
 
+double checked_coin(const char* which, double u) {
+  TREESPEC_CHECK(u >= 0.0 && u < 1.0, "coins: ", which, " must be in [0, 1), got ", u);
+  return u;
+}
+
 std::string lossless_names(const TokenTree& tree, bool chain) {
   std::string names;
   for (const VerifierInfo& info : verifiers()) {
@@ -122,7 +127,7 @@ double Coins::accept(int32_t node, int32_t draw) const {
   TREESPEC_CHECK(node < static_cast<int32_t>(accept_->size()) &&
                      draw < static_cast<int32_t>((*accept_)[node].size()),
                  "coins: accept must have an entry for draw ", draw, " of node ", node);
-  return (*accept_)[node][draw];
+  return checked_coin("accept", (*accept_)[node][draw]);
 }
 
 double Coins::sample(int32_t node) const {
@@ -131,7 +136,7 @@ double Coins::sample(int32_t node) const {
   }
   TREESPEC_CHECK(node < static_cast<int32_t>(sample_->size()),
                  "coins: sample must have an entry for node ", node);
-  return (*sample_)[node];
+  return checked_coin("sample", (*sample_)[node]);
 }
 
 bool is_lossless(const VerifierInfo& info, Proposal proposal) {
@@ -168,6 +173,7 @@ std::string_view auto_verifier(Proposal proposal, bool greedy) {
 Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
                const DraftLaw& draft_law, const Coins& coins) {
   const VerifierInfo& info = verifier_info(name);
+  require_sound("verify", tree);
   check_verifier(info, tree, !draft_law.empty());
   TREESPEC_CHECK(draft_law.vocab_size() <= target_rows.vocab_size(),
                  "draft_probs: vocabulary must be at most the target's (", target_rows.vocab_size(),

@@ -41,7 +41,7 @@ window > 0 hides keys with query position - key position >= window.)");
       "ancestor_bits",
       [](const py::object& parent) {
         const IntArray parents = int_array(parent, "ancestor_bits: parent");
-        const std::vector<uint32_t> bits = ancestor_bits(view(parents));
+        const std::vector<uint32_t> bits = ancestor_mask(view(parents));
         const py::ssize_t n = parents.size();
         return py::array_t<uint32_t>({n, (n + 31) / 32}, bits.data());
       },

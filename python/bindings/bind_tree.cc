@@ -134,6 +134,10 @@ only). `draft_probs`: [N, V] rows the first child of each node was drawn from.)"
           },
           py::arg("token"), "A copy whose root carries `token`.");
   m.def("root_tree", &root_tree, py::arg("token"), "The tree of one root with nothing drafted.");
+  m.def(
+      "require_sound",
+      [](const std::string& who, const TokenTree& tree) { require_sound(who.c_str(), tree); },
+      py::arg("who"), py::arg("tree"), "Raises ValueError with the first violation.");
   m.def("check_tree", &check_tree, py::arg("tree"), "Violated invariants; [] for a sound tree.");
 }
 

@@ -93,7 +93,7 @@ DType float_dtype(const BorrowedArray& array, const char* name) {
 
 RowsView rows_view(const BorrowedArray& array, const char* name) {
   TREESPEC_CHECK(array.ndim() == 2, name, ": shape must be [rows, V], got ", array.shape_text());
-  TREESPEC_CHECK(array.shape[1] <= 1 || array.stride[1] == 1, name,
+  TREESPEC_CHECK(array.shape[0] == 0 || array.shape[1] <= 1 || array.stride[1] == 1, name,
                  ": rows must be contiguous; call .contiguous() or np.ascontiguousarray first");
   return {array.data, float_dtype(array, name), array.shape[0], array.shape[1], array.stride[0]};
 }

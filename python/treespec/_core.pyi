@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_proposal', 'check_tree', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_proposal', 'check_tree', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -349,6 +349,10 @@ def process_logits(logits: typing.Any, params: RowParams, history_ids: typing.An
 def random53(seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, purpose: typing.SupportsInt | typing.SupportsIndex, node_slot: typing.SupportsInt | typing.SupportsIndex, draw_index: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     53 random bits of one counter.
+    """
+def require_sound(who: str, tree: TokenTree) -> None:
+    """
+    Raises ValueError with the first violation.
     """
 def root_tree(token: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
     """

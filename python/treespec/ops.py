@@ -94,6 +94,7 @@ def ancestor_mask(tree: TokenTree, format: str = "bool", prefix_length: int = 0)
         )
     if prefix_length < 0:
         raise ValueError(f"ancestor_mask: prefix_length must be >= 0, got {prefix_length}")
+    _core.require_sound("ancestor_mask", tree)
     if format in ("bits", "intervals", "sequence_ids"):
         if prefix_length:
             raise ValueError(
@@ -121,6 +122,7 @@ def _compact_mask(tree: TokenTree, format: str) -> Any:
 
 def tree_positions(tree: TokenTree, prefix_length: int = 0) -> npt.NDArray[np.int32]:
     """``[N]`` int32: `prefix_length` (the root's absolute position) + depth."""
+    _core.require_sound("tree_positions", tree)
     return _core.tree_positions(tree.depth, prefix_length)
 
 

@@ -60,11 +60,16 @@ struct TokenTree {
 TokenTree root_tree(int32_t token);
 
 /// Completes a tree from its parents: depth; draws = children by id when `draw_offset` is empty
-/// (deterministic trees only). Throws InvalidArgument for parents that are not topological.
+/// (deterministic trees only, else InvalidArgument: draw order matters). Parents out of place are
+/// left for check_tree to report.
 void complete_tree(TokenTree& tree);
 
 /// Every violated invariant in words; empty for a sound tree. Changes nothing, never throws.
 std::vector<std::string> check_tree(const TokenTree& tree);
+
+/// Throws InvalidArgument with the first violation of topology or draws. Does not read the law's
+/// probabilities, so that it costs nothing beside a round.
+void require_sound(const char* who, const TokenTree& tree);
 
 /// Expected accepted length by the draft's own scores: sum over drafted nodes of exp(path_logprob).
 /// Source: OPT-Tree (Wang et al., 2024, arXiv 2406.17276), section 3.1.

@@ -12,7 +12,7 @@ namespace treespec {
 
 /// Ancestor-or-self bits, `[N, words]` with words = ceil(N / 32); bit j % 32 of word j / 32 in row
 /// i is set iff j is i or an ancestor of i. O(N * words).
-std::vector<uint32_t> ancestor_bits(ArrayView<const int32_t> parent);
+std::vector<uint32_t> ancestor_mask(ArrayView<const int32_t> parent);
 
 /// position[i] = prefix_length + depth[i].
 std::vector<int32_t> tree_positions(ArrayView<const int32_t> depth, int32_t prefix_length);

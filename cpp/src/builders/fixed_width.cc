@@ -166,7 +166,7 @@ int32_t FixedWidthGrowth::add_child(int32_t node, const CandidateRow& row, int32
   tree_.token.push_back(token);
   tree_.parent.push_back(node);
   tree_.depth.push_back(tree_.depth[node] + 1);
-  tree_.path_logprob.push_back(tree_.path_logprob[node] + row.logprob[entry]);
+  tree_.path_logprob.push_back(child_score(tree_.path_logprob[node], row.logprob[entry]));
   draws_.emplace_back();
   slot_.push_back(child_slot(slot_[node], token));
   state_.push_back(row.state != nullptr ? row.state[entry] : 0);

@@ -16,6 +16,11 @@ class FrontierGrowth : public TreeGrowth {
   void supply(ArrayView<const CandidateRow> rows) final;
 
  protected:
+  /// Score of a child. A rounded-up log-probability counts as 0: no child may outrank its parent.
+  static float child_score(float parent_score, float logprob) {
+    return parent_score + (logprob < 0.0f ? logprob : 0.0f);
+  }
+
   /// Called with one sound row per frontier node; must `clear_frontier()` and may hand over anew.
   virtual void grow(ArrayView<const CandidateRow> rows) = 0;
 

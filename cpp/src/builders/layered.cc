@@ -127,10 +127,10 @@ void LayeredGrowth::add_children(int32_t parent_rank, const CandidateRow& row) {
   for (int64_t begin = 0; begin < row.size; begin += kScanBlock) {
     const int64_t end = std::min<int64_t>(row.size, begin + kScanBlock);
     // Rounding is monotone: if the block's best does not reach theta, none does.
-    const float best = base + row::max(row.logprob + begin, end - begin);
+    const float best = child_score(base, row::max(row.logprob + begin, end - begin));
     if (best < theta() || best == kImpossible) continue;
     for (int64_t k = begin; k < end; ++k) {
-      const float score = base + row.logprob[k];
+      const float score = child_score(base, row.logprob[k]);
       if (score < theta() || score == kImpossible) continue;
       const int32_t token = row.token != nullptr ? row.token[k] : static_cast<int32_t>(k);
       const int32_t state = row.state != nullptr ? row.state[k] : 0;

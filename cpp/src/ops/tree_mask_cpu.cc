@@ -57,8 +57,8 @@ std::vector<int32_t> subtree_sizes(ArrayView<const int32_t> parent) {
 
 }  // namespace
 
-std::vector<uint32_t> ancestor_bits(ArrayView<const int32_t> parent) {
-  check_parents("ancestor_bits", parent);
+std::vector<uint32_t> ancestor_mask(ArrayView<const int32_t> parent) {
+  check_parents("ancestor_mask", parent);
   const int64_t words = (parent.size() + 31) / 32;
   std::vector<uint32_t> bits(static_cast<size_t>(parent.size() * words), 0);
   for (int64_t i = 0; i < parent.size(); ++i) {

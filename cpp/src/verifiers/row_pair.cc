@@ -39,8 +39,22 @@ bool RowPair::reject() {
 }
 
 void RowPair::remove(int32_t token) {
+  // Below this the 2^60 sum has too few bits left for the rest of a nearly certain law.
+  constexpr uint64_t kTooSmall = uint64_t{1} << 50;
   draft_sum_ -= static_cast<uint64_t>(shared::to_fixed(draft_[token]));
   draft_[token] = 0.0;
+  if (draft_sum_ < kTooSmall) renormalise_draft();
+}
+
+void RowPair::renormalise_draft() {
+  const auto width = static_cast<int64_t>(draft_.size());
+  const double largest = draft_[row::argmax(draft_.data(), width)];
+  draft_sum_ = 0;
+  if (!(largest > 0.0)) return;
+  row::scale(draft_.data(), width, 1.0 / largest);
+  const double mass = shared::from_raw_fixed(row::raw_fixed_sum(draft_.data(), width));
+  row::scale(draft_.data(), width, 1.0 / mass);
+  draft_sum_ = row::fixed_sum(draft_.data(), width);
 }
 
 int32_t RowPair::sample(double u) const { return inverse_cdf(target_, u); }

@@ -30,6 +30,8 @@ class RowPair {
   int32_t sample(double u) const;
 
  private:
+  void renormalise_draft();
+
   std::vector<double> target_, draft_;
   uint64_t target_sum_ = 0, draft_sum_ = 0;  // fixed point, 2^60
 };

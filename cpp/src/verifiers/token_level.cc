@@ -18,7 +18,7 @@ class TokenLevel final : public Verifier {
       rows.load(tree, node, target_rows, draft_law);
       const ArrayView<const int32_t> draws = tree.draws(node);
       const bool stop =
-          draws.empty() ||
+          draws.empty() || !rows.drawable(tree.token[draws[0]]) ||
           (!rows.accepts(tree.token[draws[0]], coins.accept(node, 0)) && rows.reject());
       if (stop) {
         verdict.next_token = rows.sample(coins.sample(node));
