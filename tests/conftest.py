@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures read from the registries, so that a new name is tested without touching a test."""
+
+import os
+import zlib
+
+import numpy as np
+import pytest
+
+import treespec
+
+
+def pytest_generate_tests(metafunc):
+    if "builder_name" in metafunc.fixturenames:
+        metafunc.parametrize("builder_name", list(treespec.builder_names()))
+    if "verifier_name" in metafunc.fixturenames:
+        metafunc.parametrize("verifier_name", list(treespec.verifier_names()))
+
+
+@pytest.fixture
+def rng(request):
+    """A generator of the test's own name; TREESPEC_TEST_SEED shifts all of them."""
+    shift = int(os.environ.get("TREESPEC_TEST_SEED", "0"))
+    seed = zlib.crc32(request.node.nodeid.encode()) + shift
+    request.node.user_properties.append(("seed", seed))
+    return np.random.default_rng(seed)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    for name, value in item.user_properties:
+        if name == "seed" and report.failed:
+            report.sections.append(("seed of rng", str(value)))

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package as others meet it: what an import costs, the stubs, the headers, the C++ install."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import treespec
+
+ROOT = Path(__file__).resolve().parents[1]
+INCLUDE = ROOT / "cpp/include"
+HEADERS = sorted(INCLUDE.rglob("*.h"))
+CORE_SOURCES = sorted(
+    path
+    for folder in ("cpp", "cuda")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".h", ".cc", ".cu", ".cuh"}
+)
+CPP_EXAMPLES = sorted((ROOT / "examples").glob("cpp_*"))
+PACKAGE = Path(treespec.__file__).resolve().parent
+IS_EDITABLE = PACKAGE == ROOT / "python/treespec"
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def run(*command, **options):
+    """Run a command and return its standard output; on failure show all it printed."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{words} failed\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def ask_cmake_dir():
+    command = [sys.executable, "-m", "treespec", "--cmake-dir"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def build_with_cmake(source, build, *options):
+    run("cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *options)
+    run("cmake", "--build", build)
+
+
+@pytest.fixture(scope="session")
+def cmake_dir(tmp_path_factory):
+    """The CMake package of the install; an editable install has none: there one is made apart."""
+    if not IS_EDITABLE:
+        return ask_cmake_dir().stdout.strip()
+    build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("prefix")
+    build_with_cmake(ROOT, build, "-DTREESPEC_CUDA=OFF", "-DCMAKE_INSTALL_LIBDIR=lib")
+    run("cmake", "--install", build, "--prefix", prefix)
+    return prefix / "lib/cmake/treespec"
+
+
+def test_import_needs_neither_torch_nor_transformers():
+    heavy = {"torch", "transformers", "tokenizers", "matplotlib", "scipy", "typer", "rich"}
+    code = "import sys, treespec; print(*sys.modules)"
+    imported = set(run(sys.executable, "-c", code).split())
+    assert not imported & heavy
+
+
+def test_versions_agree_with_the_header():
+    header = (INCLUDE / "treespec/version.h").read_text()
+    version = re.search(r'define TREESPEC_VERSION "(.+)"', header).group(1)
+    assert treespec.__version__ == version
+    assert metadata.version("treespec") == version
+
+
+def test_stubs_are_current():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import update_stubs
+    finally:
+        sys.path.pop(0)
+    assert update_stubs.difference() == "", f"_core.pyi: {update_stubs.HOW_TO_UPDATE}"
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=relative)
+def test_public_header_compiles_alone(header):
+    compiler = os.environ.get("CXX", "c++")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    main = f'#include "{header.relative_to(INCLUDE)}"\nint main() {{}}\n'
+    run(compiler, *flags, f"-I{INCLUDE}", "-x", "c++", "-", input=main)
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=relative)
+def test_public_header_includes_no_framework(header):
+    included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', header.read_text(), re.MULTILINE)
+    foreign = r"cuda|cublas|thrust|cub/|nv|torch|ATen|c10|pybind11|Python\.h"
+    assert [name for name in included if re.match(foreign, name)] == []
+
+
+def test_core_sources_never_name_torch():
+    assert CORE_SOURCES
+    assert [relative(p) for p in CORE_SOURCES if "torch" in p.read_text().lower()] == []
+
+
+def test_cmake_dir_is_printed_or_its_absence_explained():
+    answer = ask_cmake_dir()
+    if IS_EDITABLE:
+        assert answer.returncode != 0
+        assert "editable" in answer.stderr
+        assert answer.stdout == ""
+    else:
+        assert answer.returncode == 0, answer.stderr
+        assert (Path(answer.stdout.strip()) / "treespecConfig.cmake").is_file()
+
+
+def test_there_is_a_cpp_example():
+    assert CPP_EXAMPLES
+
+
+@pytest.mark.parametrize("example", CPP_EXAMPLES, ids=relative)
+def test_cpp_example_builds_runs_and_links_neither_python_nor_torch(example, cmake_dir, tmp_path):
+    build_with_cmake(example, tmp_path, f"-Dtreespec_DIR={cmake_dir}", "-DCMAKE_CXX_FLAGS=-Wall")
+    programs = [p for p in tmp_path.iterdir() if p.is_file() and os.access(p, os.X_OK)]
+    assert programs, f"{relative(example)} builds no program at the top of its build folder"
+    for program in programs:
+        run(program, timeout=120)
+        if shutil.which("ldd"):
+            linked = run("ldd", program).lower()
+            assert not re.search(r"python|torch|libc10|libcudart", linked), linked
