@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures read from the registries, so that a new name is tested without touching a test."""
 
+import inspect
 import os
 import zlib
 
@@ -15,6 +16,19 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("builder_name", list(treespec.builder_names()))
     if "verifier_name" in metafunc.fixturenames:
         metafunc.parametrize("verifier_name", list(treespec.verifier_names()))
+
+
+def pytest_collection_modifyitems(items):
+    """Combinations a test says nothing about (`support.only`) do not exist; they are not skips."""
+
+    def admitted(item, rule):
+        return rule(*[item.callspec.params[name] for name in inspect.signature(rule).parameters])
+
+    items[:] = [
+        item
+        for item in items
+        if all(admitted(item, mark.args[0]) for mark in item.iter_markers("only"))
+    ]
 
 
 @pytest.fixture

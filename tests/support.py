@@ -86,10 +86,9 @@ def reads(builder_name, kind):
     return True
 
 
-def needs(builder_name, kind):
-    """Skips a test for sources this builder does not read."""
-    if not reads(builder_name, kind):
-        pytest.skip(f"{builder_name} does not read {kind}")
+def only(rule):
+    """Runs a test for those parameters alone that ``rule``, a function of some of them, admits."""
+    return pytest.mark.only.with_args(rule)
 
 
 def same_tree(core, oracle, *, exact_scores=True):

@@ -13,7 +13,7 @@ from support import (
     log,
     make_source,
     modes_of,
-    needs,
+    only,
     options_of,
     random_trie,
     reads,
@@ -39,8 +39,8 @@ def kwargs_for(builder_name, **wanted):
 
 
 @pytest.mark.parametrize("kind", SOURCE_KINDS)
+@only(reads)
 def test_a_built_tree_is_sound_and_within_budget(builder_name, kind):
-    needs(builder_name, kind)
     for mode, budget, seed in itertools.product(modes_of(builder_name), BUDGETS, range(3)):
         source, _ = make_source(kind, seed)
         options = {**mode, **kwargs_for(builder_name, max_depth=3)}
@@ -53,8 +53,8 @@ def test_a_built_tree_is_sound_and_within_budget(builder_name, kind):
 
 
 @pytest.mark.parametrize("kind", SOURCE_KINDS)
+@only(reads)
 def test_a_built_tree_equals_the_oracle(builder_name, kind):
-    needs(builder_name, kind)
     build = reference.builder(builder_name)
     sizes = set()
     for mode, budget, seed in itertools.product(modes_of(builder_name), BUDGETS, range(4)):
@@ -112,12 +112,11 @@ def test_the_same_arguments_give_the_same_tree(builder_name):
         np.testing.assert_array_equal(one.path_logprob, two.path_logprob)
 
 
+@only(lambda builder_name: reads(builder_name, "marginals"))
 def test_equal_and_certain_probabilities_follow_the_total_order(builder_name):
     # Half the tokens tie, one layer is certain (log-probability exactly 0): products tie by depth.
     rows = log([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.25, 0.25, 0.0]])
     token = np.array([[3, 1, 2, 0], [2, 0, 1, 3], [1, 3, 0, 2]], np.int32)
-    if not reads(builder_name, "marginals"):
-        pytest.skip(f"{builder_name} does not read marginals")
     for mode, budget in itertools.product(modes_of(builder_name), range(0, 30)):
         options = {"node_budget": budget, "seed": 1, **mode}
         core = treespec.build_tree(builder_name, treespec.Marginals(token, rows), **options)
@@ -150,9 +149,8 @@ def test_impossible_tokens_are_never_taken(builder_name):
                 assert np.all(np.isfinite(tree.draft_probs))
 
 
+@only(lambda builder_name: reads(builder_name, "expander"))
 def test_a_nan_is_refused(builder_name):
-    if not reads(builder_name, "expander"):
-        pytest.skip(f"{builder_name} does not read an expander")
 
     class Broken:
         def expand(self, nodes):
@@ -165,9 +163,9 @@ def test_a_nan_is_refused(builder_name):
 
 
 @pytest.mark.parametrize("kind", ["marginals", "trie"])
+@only(reads)
 def test_a_positive_log_probability_never_corrupts_a_tree(builder_name, kind):
     # Clearly positive is refused; within rounding it may pass, but the tree must stay sound.
-    needs(builder_name, kind)
     for excess in (0.5, 5e-4, 1e-7):
         logprob = np.array([[-0.7, -0.7], [excess, -9.0], [excess, -9.0]], np.float32)
         try:

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support import chain_tree
+from support import chain_tree, only
 
 import treespec
 from treespec import reference, testing
@@ -98,9 +98,12 @@ def bias(name, proposal, expansion, target, draft):
     )
 
 
-def by_coins(name):
-    if name in NOT_BY_COINS:
-        pytest.skip(f"{name} draws no accept or sample coins")
+def by_coins(verifier_name):
+    return verifier_name not in NOT_BY_COINS
+
+
+def takes(verifier_name, proposal):
+    return proposal in LOSSLESS[verifier_name]
 
 
 def modes(name):
@@ -111,8 +114,8 @@ def modes(name):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
+@only(by_coins)
 def test_every_verifier_emits_exactly_the_targets_law(verifier_name, pair):
-    by_coins(verifier_name)
     target, draft = (rotated(side) for side in PAIRS[pair])
     shapes = [(1,), (1, 1)] if verifier_name in CHAIN_ONLY else [(1,), (2,), (3,), (1, 1)]
     for proposal, expansion in itertools.product(modes(verifier_name), shapes):
@@ -121,8 +124,8 @@ def test_every_verifier_emits_exactly_the_targets_law(verifier_name, pair):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@only(by_coins)
 def test_every_verifier_is_exact_on_deeper_trees_of_unrelated_rows(verifier_name, seed):
-    by_coins(verifier_name)
     target = random_laws(seed, 3, ("dense", "sparse", "smooth"))
     draft = random_laws(seed + 50, 3, ("dense", "sparse", "peaked"))
     shapes = [(1, 1, 1)] if verifier_name in CHAIN_ONLY else [(1, 2), (2, 1)]
@@ -135,10 +138,9 @@ def test_every_verifier_is_exact_on_deeper_trees_of_unrelated_rows(verifier_name
 
 
 @pytest.mark.parametrize("proposal", SAMPLED)
+@only(by_coins)
+@only(takes)
 def test_a_verifier_with_no_draft_left_samples_the_target(verifier_name, proposal):
-    by_coins(verifier_name)
-    if proposal not in LOSSLESS[verifier_name]:
-        pytest.skip(f"{verifier_name} refuses {proposal}")
     target = rotated([10, 30, 4, 20])
     trees = [(from_arrays([0], [-1], proposal=proposal, draws=[[]]), 1.0)]
     assert output_bias(decide_by_core(verifier_name), trees, target, 1) < EXACT
@@ -230,9 +232,8 @@ def test_target_only_gives_the_text_of_plain_decoding():
 
 
 @pytest.mark.parametrize("vocab_size", [2, 5, 40])
+@only(lambda verifier_name: bool(LOSSLESS[verifier_name]))
 def test_every_verifier_decides_as_its_oracle(verifier_name, vocab_size):
-    if not LOSSLESS[verifier_name]:
-        pytest.skip(f"{verifier_name} is lossy")
     oracle = reference.verifier(verifier_name)
     accepted = 0
     for mode, seed in itertools.product(LOSSLESS[verifier_name], range(80)):
@@ -262,10 +263,10 @@ def test_every_verifier_decides_as_its_oracle(verifier_name, vocab_size):
 
 
 @pytest.mark.parametrize("proposal", SAMPLED)
+@only(by_coins)
+@only(takes)
+@only(lambda verifier_name: verifier_name not in CHAIN_ONLY)
 def test_long_lists_of_draws_decide_as_the_oracle(verifier_name, proposal):
-    by_coins(verifier_name)
-    if proposal not in LOSSLESS[verifier_name] or verifier_name in CHAIN_ONLY:
-        pytest.skip(f"{verifier_name} takes no lists of {proposal} draws")
     oracle = reference.verifier(verifier_name)
     ranks = np.zeros(8)
     for seed in range(250):
@@ -478,10 +479,10 @@ def test_a_token_that_the_law_cannot_have_drawn_is_never_accepted(name, proposal
 
 
 @pytest.mark.parametrize("proposal", SAMPLED)
+@only(by_coins)
+@only(takes)
+@only(lambda verifier_name: verifier_name not in ("block", "traversal"))
 def test_one_draw_per_node_makes_all_rejection_verifiers_equal(verifier_name, proposal):
-    by_coins(verifier_name)
-    if proposal not in LOSSLESS[verifier_name] or verifier_name in ("block", "traversal"):
-        pytest.skip(f"{verifier_name} is not token-level on a chain")
     outcomes = set()
     for seed in range(80):
         rng = np.random.default_rng(seed)
@@ -512,10 +513,9 @@ def test_the_acceptance_rate_of_one_draw_is_the_overlap(proposal):
         assert accepted == pytest.approx(np.minimum(p, q).sum(), abs=1e-10)
 
 
+@only(lambda verifier_name: bool(LOSSLESS[verifier_name]))
 def test_results_do_not_depend_on_batch_mates_or_order(verifier_name):
     mode = next((m for m in (*SAMPLED, *PROPOSALS) if m in LOSSLESS[verifier_name]), None)
-    if mode is None:
-        pytest.skip(f"{verifier_name} is lossy")
     rng = np.random.default_rng(7)
     width = 1 if verifier_name in CHAIN_ONLY else 3
     trees = [
@@ -565,16 +565,15 @@ def test_a_biased_pair_is_refused_and_the_fitting_verifiers_named(verifier_name,
             assert name in str(refused.value)
 
 
+@only(lambda verifier_name: verifier_name in CHAIN_ONLY)
 def test_chain_verifiers_refuse_a_tree(verifier_name):
-    if verifier_name not in CHAIN_ONLY:
-        pytest.skip(f"{verifier_name} takes trees")
     tree = wide_tree("iid", [0, 1], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"chain.*recursive_rejection"):
         treespec.verify(core_tree(tree), np.full((3, 2), 0.5), verifier=verifier_name)
 
 
+@only(by_coins)
 def test_a_missing_law_is_refused(verifier_name):
-    by_coins(verifier_name)
     mode = modes(verifier_name)[0]
     tree = treespec.TokenTree(token=[0, 1], parent=[-1, 0], proposal=mode, draws=[[1], []])
     with pytest.raises(ValueError, match="draft_probs"):
@@ -694,9 +693,9 @@ def test_probing_notices_when_a_threshold_depends_on_a_later_coin():
 
 
 @pytest.mark.parametrize("proposal", SAMPLED)
+@only(takes)
+@only(lambda verifier_name: verifier_name not in ("greedy", "typical"))
 def test_drafting_and_verifying_with_the_generator_is_lossless(verifier_name, proposal):
-    if proposal not in LOSSLESS[verifier_name] or verifier_name in ("greedy", "typical"):
-        pytest.skip(f"{verifier_name} does not sample from {proposal} trees")
     p, q = np.array([10, 30, 24]) / 64, np.array([34, 10, 20]) / 64
     with np.errstate(divide="ignore"):
         source = treespec.Marginals([[0, 1, 2]], np.log(q)[None].astype(np.float32))

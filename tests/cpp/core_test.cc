@@ -68,7 +68,7 @@ void every_mask_format_says_the_same() {
   for (const int32_t size : {1, 2, 32, 33, 65}) {
     const TokenTree tree = random_tree(random, size);
     const int32_t words = (size + 31) / 32;
-    const std::vector<uint32_t> bits = ancestor_bits(tree.parent);
+    const std::vector<uint32_t> bits = ancestor_mask(tree.parent);
     CHECK_EQUAL(bits.size(), static_cast<size_t>(size * words));
     const Intervals intervals = preorder_intervals(tree.parent);
     std::vector<uint8_t> visible(static_cast<size_t>(size * (kPrefix + size)), 9);
