@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from tiny_models import VOCAB_SIZE, tiny_model
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from tiny_models import VOCAB_SIZE, tiny_model  # noqa: E402
-
-from treespec.drafts.autoregressive import (  # noqa: E402
+from treespec.drafts.autoregressive import (
     AutoregressiveDrafter,
     AutoregressiveExpander,
     AutoregressiveSession,
@@ -24,7 +21,7 @@ from treespec.drafts.autoregressive import (  # noqa: E402
     draft_log_probs,
     expand_batch,
 )
-from treespec.drafts.base import DraftSettings  # noqa: E402
+from treespec.drafts.base import DraftSettings
 
 SETTINGS = DraftSettings()
 # Two levels below the root, then nodes of mixed depth, as a best-first builder hands them over.

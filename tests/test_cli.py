@@ -12,9 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("treespec._core", reason="the compiled module is not built")
-
 from typer.testing import CliRunner, Result
 
 import treespec
@@ -224,7 +221,6 @@ def test_chat_answers_obeys_and_leaves() -> None:
 
 def test_inspect_draws_the_round_and_writes_pictures(tmp_path: Path) -> None:
     png, svg = tmp_path / "tree.png", tmp_path / "tree.svg"
-    pytest.importorskip("matplotlib")
     result = call("inspect", PROMPT, "--out", str(png), "--out", str(svg), *SIZE)
     assert result.exit_code == 0, result.output
     assert "root" in result.stdout and "✓" in result.stdout and "16 nodes" in result.stdout
@@ -272,7 +268,6 @@ def test_view_reads_probabilities_from_the_path() -> None:
 
 @pytest.mark.parametrize("accepted", [[], [1], [2, 4], [1, 3, 5]])
 def test_boxes_never_overlap_and_the_emitted_path_is_the_top_line(accepted: list[int]) -> None:
-    pytest.importorskip("matplotlib")
     boxes = _place(small_view(accepted))
     taken = {(box.x, box.row) for box in boxes.values()}
     assert len(taken) == len(boxes) == 7
@@ -280,7 +275,6 @@ def test_boxes_never_overlap_and_the_emitted_path_is_the_top_line(accepted: list
 
 
 def test_same_round_same_picture_file(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for name in ("a.svg", "b.svg"):
         save_picture(small_view([1]), tmp_path / name, "title", "subtitle")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

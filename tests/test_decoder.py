@@ -253,7 +253,9 @@ SEEDS, SEQUENCE_IDS = [0, 1, 2, 3, 2**63], [0, 0, 7, 1, 2**32 - 1]
 def test_every_sequence_of_a_ragged_batch_equals_its_own_single_run(pair, options):
     builder, mode, drafter = pair
     model = tiny_model("qwen3_window", torch.float64)
-    model.generation_config.eos_token_id = [20, 21, 22, 23]  # so that they end at different times
+    model.generation_config.eos_token_id = list(
+        range(20, 28)
+    )  # so that they end at different times
     decoder = treespec.load(model, drafter_object(drafter), builder=builder, builder_options=mode)
     options = {**options, "max_new_tokens": NEW_TOKENS}
     batch = decoder.generate(BATCH, seed=SEEDS, sequence_id=SEQUENCE_IDS, **options)
@@ -395,10 +397,8 @@ def test_a_stream_never_shows_half_a_character_or_half_a_stop_string(stop_case, 
             own = {**options, "seed": options["seed"][place]}
             shown = ""
             for piece in decoder.stream(prompts[place], **own):
-                if piece.result is None:
-                    # Half a character at the end would be shown as a replacement character.
-                    assert not piece.text.endswith("\ufffd")
                 shown += piece.text
+                # Half a character would be shown as another one, half a stop string be too much.
                 assert result.text.startswith(shown)
             assert shown == result.text
             multibyte += "é" in shown or "€" in shown
@@ -444,7 +444,7 @@ def children_of(tree, node):
     return np.flatnonzero(tree.parent == node).tolist()
 
 
-@pytest.mark.parametrize("stop_token_ids", [(), (3, 4, 5)], ids=["length", "stop"])
+@pytest.mark.parametrize("stop_token_ids", [(), (3,)], ids=["length", "stop"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("builder_and_mode", BUILDS, ids=BUILD_IDS)
 def test_statistics_and_records_say_what_was_emitted(builder_and_mode, temperature, stop_token_ids):
@@ -456,13 +456,13 @@ def test_statistics_and_records_say_what_was_emitted(builder_and_mode, temperatu
     decoder = SpeculativeDecoder(
         target, drafter, builder=builder, builder_options=mode, verifier=verifier, node_budget=9
     )
-    prompts = [[1, 2, 1, 2, 1], [4], [7, 8, 9]]
+    prompts = [[1, 2, 1, 2, 1], [4], [7, 8, 9], *([n] for n in range(8))]
     records = []
     results = decoder.generate(
         prompts,
         max_new_tokens=40,
         temperature=temperature,
-        seed=[1, 2, 3],
+        seed=list(range(len(prompts))),
         stop_token_ids=stop_token_ids,
         on_round=records.append,
     )
@@ -517,8 +517,20 @@ def test_statistics_and_records_say_what_was_emitted(builder_and_mode, temperatu
     assert sum(result.stats.accepted for result in results) > 0
 
 
+@pytest.mark.parametrize("length", [1, 4])
+def test_the_target_as_its_own_drafter_is_always_accepted(length):
+    """So the drafter has seen every committed token, at its place, and none that was dropped."""
+    model = target_model("llama")
+    decoder = treespec.load(model, model, builder="chain", node_budget=length)
+    results = decoder.generate(PROMPTS, max_new_tokens=1 + 5 * (length + 1), ignore_eos=True)
+    assert [result.stats.block_efficiency for result in results] == [length + 1] * 3
+    assert [result.stats.accepted for result in results] == [5 * length] * 3
+    assert all(result.stats.acceptance_by_depth == [1.0] * length for result in results)
+
+
 def test_a_plain_run_has_one_round_per_token_after_the_first():
-    result = treespec.load(target_model("llama"), None).generate([3, 4], max_new_tokens=7)
+    decoder = treespec.load(target_model("llama"), None)
+    result = decoder.generate([3, 4], max_new_tokens=7, ignore_eos=True)
     assert (result.stats.rounds, result.stats.tokens, result.stats.accepted) == (6, 7, 0)
     assert result.stats.block_efficiency == 1
     assert result.stats.acceptance_by_depth == result.stats.acceptance_by_rank == []

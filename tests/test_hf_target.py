@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from tiny_models import ARCHITECTURES, RECURRENT, VOCAB_SIZE, WINDOW, tiny_model
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from tiny_models import ARCHITECTURES, RECURRENT, VOCAB_SIZE, WINDOW, tiny_model  # noqa: E402
-
-from treespec.targets.base import Needs, TreeRows  # noqa: E402
-from treespec.targets.hf import HfTarget, load_target  # noqa: E402
-from treespec.targets.hf_attention import attention_bias  # noqa: E402
-from treespec.targets.hf_cache import KvSequence, Segment  # noqa: E402
-from treespec.targets.hf_runner import PackedRunner, model_view  # noqa: E402
-from treespec.targets.hf_sequential import SequentialTarget  # noqa: E402
+from treespec.targets.base import Needs, TreeRows
+from treespec.targets.hf import HfTarget, load_target
+from treespec.targets.hf_attention import attention_bias
+from treespec.targets.hf_cache import KvSequence, Segment
+from treespec.targets.hf_runner import PackedRunner, model_view
+from treespec.targets.hf_sequential import SequentialTarget
 
 # Parts of HF are float32 whatever the model's dtype is: the softmax of eager attention, a router.
 FLOAT64_TOLERANCE = {"gemma2": 1e-5, "deepseek_v3": 1e-6}

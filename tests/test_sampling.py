@@ -86,7 +86,8 @@ def test_a_processed_row_equals_the_oracle(rng, params, dtype):
 
 def hf_law(row, processors, ids=(0,)):
     """The law after Hugging Face's processors; softmax in float64, float32's would underflow."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     scores = torch.from_numpy(row.copy())[None]
     for processor in processors:
         scores = processor(torch.tensor([list(ids)]), scores)
@@ -101,7 +102,8 @@ def assert_law(weights, expected):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
 def test_temperature_equals_hugging_face(rng, temperature):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     for row in rows(rng):
         row = np.maximum(row, row.max() - 600 * temperature)  # exp in float64 ends at -708
         expected = hf_law(
@@ -112,7 +114,8 @@ def test_temperature_equals_hugging_face(rng, temperature):
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 49, 50, 80])
 def test_top_k_equals_hugging_face_and_keeps_all_ties(rng, top_k):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     more_than_k = 0
     for row in rows(rng, count=24):
         row = np.maximum(row, -30)
@@ -124,7 +127,8 @@ def test_top_k_equals_hugging_face_and_keeps_all_ties(rng, top_k):
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.8, 0.95, 0.999])
 def test_top_p_equals_hugging_face(rng, top_p):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     for _ in range(20):
         row = (rng.normal(size=50) * rng.choice([0.5, 3.0])).astype(np.float32)
         assert_law(core_weights(row, top_p=top_p), hf_law(row, [hf.TopPLogitsWarper(top_p)]))
@@ -140,7 +144,8 @@ def test_ties_at_the_edge_of_the_nucleus_are_broken_by_token_id():
 
 @pytest.mark.parametrize("min_p", [0.01, 0.1, 0.5, 0.99])
 def test_min_p_equals_hugging_face(rng, min_p):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     for row in rows(rng):
         row = np.maximum(row, -30)
         assert_law(core_weights(row, min_p=min_p), hf_law(row, [hf.MinPLogitsWarper(min_p)]))
@@ -148,7 +153,8 @@ def test_min_p_equals_hugging_face(rng, min_p):
 
 @pytest.mark.parametrize("penalty", [0.7, 1.2, 2.0])
 def test_repetition_penalty_equals_hugging_face(rng, penalty):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     for row in rows(rng):
         row = np.maximum(row, -20)
         ids = rng.integers(0, 50, size=15)
@@ -165,7 +171,8 @@ def test_repetition_penalty_equals_hugging_face(rng, penalty):
 
 
 def test_logit_bias_equals_hugging_face(rng):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     bias = {3: 2.5, 7: -4.0, 49: 0.125}
     processor = hf.SequenceBiasLogitsProcessor({(t,): b for t, b in bias.items()})
     for row in rows(rng):
@@ -174,7 +181,8 @@ def test_logit_bias_equals_hugging_face(rng):
 
 
 def test_the_whole_pipeline_equals_hugging_face(rng):
-    hf = pytest.importorskip("transformers")
+    import transformers as hf
+
     for _ in range(30):
         row = (rng.normal(size=50) * 3).astype(np.float32)
         ids = rng.integers(0, 50, size=10)

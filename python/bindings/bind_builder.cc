@@ -62,7 +62,7 @@ void supply_dense(TreeGrowth& growth, const py::object& rows) {
   std::vector<CandidateRow> candidates;
   for (int64_t i = 0; i < block.num_rows; ++i) {
     candidates.push_back({nullptr, static_cast<const float*>(block.data) + i * block.row_stride,
-                          nullptr, static_cast<int32_t>(block.width)});
+                          nullptr, static_cast<int32_t>(block.width), false});
   }
   const py::gil_scoped_release release;
   growth.supply(candidates);

@@ -93,8 +93,13 @@ void bind_verifier(py::module_& m) {
       "check_proposal",
       [](const std::string& name, const std::string& proposal) {
         const VerifierInfo& info = verifier_info(name);
+        std::string fitting;
+        for (const VerifierInfo& one : verifiers()) {
+          if (!is_lossless(one, parse_proposal(proposal))) continue;
+          fitting.append(fitting.empty() ? "" : ", ").append(one.name);
+        }
         TREESPEC_CHECK(is_lossless(info, parse_proposal(proposal)), name, ": would bias a ",
-                       proposal, " tree");
+                       proposal, " tree; verifiers that fit: ", fitting);
       },
       py::arg("verifier"), py::arg("proposal"), "Raises ValueError for a pair that is biased.");
   m.def(

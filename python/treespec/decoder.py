@@ -15,7 +15,7 @@ from treespec._core import TokenTree, Verdict
 from treespec.config import AllowedTokens, SamplingParams
 from treespec.drafts import DRAFTERS, DrafterContext, make_autoregressive
 from treespec.drafts.base import Drafter, DraftSettings
-from treespec.growth import RoundKey, grow_trees
+from treespec.growth import UNLIMITED, RoundKey, grow_trees
 from treespec.stats import Clock, Stats
 from treespec.targets.base import Needs, Target, TargetStates, TreeRows
 from treespec.text import TextStream, encode, load_tokenizer
@@ -114,6 +114,10 @@ class _Generation:
         return self._tokens[self.prompt_length : self.length]
 
     @property
+    def num_new_tokens(self) -> int:
+        return self.length - self.prompt_length
+
+    @property
     def root(self) -> int:
         return int(self._tokens[self.length - 1])
 
@@ -125,7 +129,7 @@ class _Generation:
     @property
     def useful_depth(self) -> int:
         """Nodes below could not be emitted: a round gives one token more than it accepts."""
-        return self.params.max_new_tokens - len(self.new_tokens) - 1
+        return self.params.max_new_tokens - self.num_new_tokens - 1
 
     def append(self, tokens: npt.NDArray[np.int32]) -> int:
         """Commit tokens up to where plain decoding would have stopped; how many those are."""
@@ -143,7 +147,7 @@ class _Generation:
             return "eos"
         if stopped or token in self.params.stop_token_ids:
             return "stop"
-        return "length" if len(self.new_tokens) == self.params.max_new_tokens else None
+        return "length" if self.num_new_tokens == self.params.max_new_tokens else None
 
     def allowed(self, tree: TokenTree) -> npt.NDArray[np.uint32] | None:
         """Bitmask of the tokens that may follow each node, or None without a grammar."""
@@ -223,10 +227,13 @@ class SpeculativeDecoder:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
+        self._max_depth = options.get("max_depth") or UNLIMITED
         self.node_budget = self._default_budget() if node_budget is None else node_budget
         self.draft_temperature = draft_temperature
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {node_budget}")
+        if draft_temperature is not None and not draft_temperature > 0:
+            raise ValueError(f"load: draft_temperature must be above 0, got {draft_temperature}")
         if verifier != "auto":
             _core.check_proposal(verifier, self.builder.proposal)
         if drafter is not None and not target.supports_trees and builder != "chain":
@@ -356,6 +363,8 @@ class SpeculativeDecoder:
             token_ids = encode(self.tokenizer, prompt)
             self._check_prompt(token_ids, params.max_new_tokens)
             own = replace(params, seed=int(own_seed))
+            if not 0 <= own_id < 2**32:
+                raise ValueError(f"generate: sequence_id must be in [0, 2**32), got {own_id}")
             out.append(
                 _Generation(place, token_ids, own, int(own_id), self.tokenizer, self.target.eos_ids)
             )
@@ -442,11 +451,11 @@ class SpeculativeDecoder:
                 self._verify(g, tree, row)
                 for g, tree, row in zip(running, trees, logits, strict=True)
             ]
+        positions = [g.length - 1 for g in running]
         with clock.step("commit"):
             self._commit(running, trees, verdicts, states)
         if on_round is not None:
-            for g, tree, verdict in zip(running, trees, verdicts, strict=True):
-                position = g.length - len(verdict.tokens) - 1
+            for g, tree, verdict, position in zip(running, trees, verdicts, positions, strict=True):
                 on_round(RoundRecord(tree, verdict, position, g.place))
 
     def _draft(self, running: Sequence[_Generation]) -> list[Any]:
@@ -454,8 +463,7 @@ class SpeculativeDecoder:
         drafting = self._drafting(running)
         if self.drafter is None or not drafting:
             return []
-        deepest = max(g.useful_depth for g in drafting)
-        settings = self._draft_settings(drafting[0].params, deepest)
+        settings = self._draft_settings(drafting[0].params)
         return self.drafter.draft([g.draft_state for g in drafting], settings)
 
     def _build(
@@ -504,9 +512,7 @@ class SpeculativeDecoder:
         for g, tree, verdict in zip(running, trees, verdicts, strict=True):
             emitted = g.append(verdict.tokens)
             g.stats.count_round(tree, verdict, emitted)
-            kept.append(
-                np.concatenate([[0], verdict.accepted_nodes[: emitted - 1]]).astype(np.int32)
-            )
+            kept.append(np.array([0, *verdict.accepted_nodes[: emitted - 1]], dtype=np.int32))
         self.target.commit([g.target_state for g in running], kept)
         if self.drafter is None:
             return
@@ -522,14 +528,15 @@ class SpeculativeDecoder:
     def _drafting(self, running: Sequence[_Generation]) -> list[_Generation]:
         return [g for g in running if g.useful_depth > 0 and self.node_budget > 0]
 
-    def _draft_settings(self, params: SamplingParams, max_depth: int) -> DraftSettings:
+    def _draft_settings(self, params: SamplingParams) -> DraftSettings:
+        """The same for every sequence and round, so that batch mates do not shape a draft."""
         sampled = self.builder.proposal != "deterministic" and not params.greedy
         temperature = self.draft_temperature or (params.temperature if sampled else 1.0)
         return DraftSettings(
             temperature=temperature,
             top_k=params.top_k if sampled else 0,
             top_p=params.top_p if sampled else 1.0,
-            max_depth=max_depth,
+            max_depth=min(self._max_depth, self.node_budget),
             node_budget=self.node_budget,
         )
 

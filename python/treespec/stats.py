@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import numpy as np
-
 from treespec._core import TokenTree, Verdict
 
 STEPS = ("prefill", "draft", "build", "mask", "target", "verify", "commit", "other")
@@ -92,11 +90,11 @@ class Stats:
         self.accepted += len(path)
         parent = tree.parent
         for depth, node in enumerate([0, *path]):
-            children = np.flatnonzero(parent == node)
-            if not len(children) or depth == emitted:
+            children = (parent == node).nonzero()[0].tolist()
+            if not children or depth == emitted:
                 break
             taken = depth < len(path)
-            rank = int(np.searchsorted(children, path[depth])) if taken else len(children)
+            rank = children.index(path[depth]) if taken else len(children)
             _bump(self.offered_by_depth, [depth])
             _bump(self.accepted_by_depth, [depth] if taken else [])
             _bump(self.offered_by_rank, range(min(rank + 1, len(children))))
@@ -105,7 +103,8 @@ class Stats:
 
 def _bump(counts: list[int], places: range | list[int]) -> None:
     for place in places:
-        counts.extend([0] * (place + 1 - len(counts)))
+        if place >= len(counts):
+            counts.extend([0] * (place + 1 - len(counts)))
         counts[place] += 1
 
 

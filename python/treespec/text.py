@@ -41,6 +41,10 @@ def encode(tokenizer: Any, prompt: Any) -> npt.NDArray[np.int32]:
         raise ValueError(f"generate: prompt must be text or a list of token ids, got {prompt!r}")
     if not ids.size:
         raise ValueError("generate: prompt must have at least one token, got none")
+    if ids.min() < 0 or ids.max() >= 2**31:
+        raise ValueError(
+            f"generate: prompt ids must be in [0, 2**31), got {ids.min()} to {ids.max()}"
+        )
     return ids.astype(np.int32)
 
 
@@ -52,8 +56,8 @@ def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
 class TextStream:
     """Turns tokens into text as they come; never shows half a character or half a stop string.
 
-    Decodes a short window again for every token, since tokenizers may join tokens (spaces,
-    multi-byte characters) only in context.
+    Decodes a short window again, since tokenizers may join tokens (spaces, multi-byte characters)
+    only in context: for every token when there are stop strings, else when text is asked for.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
@@ -68,17 +72,12 @@ class TextStream:
     def push(self, token: int) -> bool:
         """Add a token; True when a stop string is complete, which ends and cuts the text."""
         self._ids.append(token)
-        old = decode(self._tokenizer, self._ids[self._window : self._read])
-        new = decode(self._tokenizer, self._ids[self._window :])
-        if len(new) <= len(old) or new.endswith(_REPLACEMENT):
-            return False
-        searched = len(self.text)
-        self.text += new[len(old) :]
-        self._window, self._read = self._read, len(self._ids)
-        return self._cut(searched)
+        return bool(self._stop) and self._read_on()
 
     def take(self) -> str:
         """New text that no stop string can take back."""
+        if not self._stop:
+            self._read_on()
         held = max((_overlap(self.text, stop) for stop in self._stop), default=0)
         return self._hand_out(len(self.text) - held)
 
@@ -87,7 +86,19 @@ class TextStream:
         if self._read < len(self._ids):
             old = decode(self._tokenizer, self._ids[self._window : self._read])
             self.text += decode(self._tokenizer, self._ids[self._window :])[len(old) :]
+            self._window = self._read = len(self._ids)
         return self._hand_out(len(self.text))
+
+    def _read_on(self) -> bool:
+        """Add the text of the tokens not read yet, unless it ends in half a character."""
+        old = decode(self._tokenizer, self._ids[self._window : self._read])
+        new = decode(self._tokenizer, self._ids[self._window :])
+        if len(new) <= len(old) or new.endswith(_REPLACEMENT):
+            return False
+        searched = len(self.text)
+        self.text += new[len(old) :]
+        self._window, self._read = self._read, len(self._ids)
+        return self._cut(searched)
 
     def _hand_out(self, end: int) -> str:
         piece = self.text[self._taken : end]

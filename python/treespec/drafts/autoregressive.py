@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 from treespec.drafts.base import DraftSettings, NodeBatch
 from treespec.targets.base import Needs, TargetStates
 from treespec.targets.hf_cache import KvSequence, Segment
-from treespec.targets.hf_model import can_fork, check_supported, load_model, vocab_size
+from treespec.targets.hf_model import (
+    can_fork,
+    check_supported,
+    load_model,
+    max_context,
+    vocab_size,
+)
 from treespec.targets.hf_runner import PackedRunner
 
 # Room for a wide beam over a few levels; sequences grow when a builder asks for more.
@@ -93,6 +99,7 @@ class AutoregressiveDrafter:
         if tokenizer is not None and target_tokenizer is not None:
             check_same_tokens(tokenizer.get_vocab(), target_tokenizer.get_vocab())
         self.vocab_size = target_vocab_size
+        self.max_context = max_context(model)
         self._known_ids = vocab_size(model)
         self._runner = PackedRunner(model)
 
@@ -139,7 +146,8 @@ class AutoregressiveDrafter:
         Ids that only the target has become 0: that costs acceptance there, never correctness.
         """
         ids = np.asarray(token_ids, dtype=np.int32)
-        return np.where(ids < self._known_ids, ids, 0).astype(np.int32)
+        unknown = ids >= self._known_ids
+        return np.where(unknown, 0, ids).astype(np.int32) if unknown.any() else ids
 
     def run(self, segments: Sequence[Segment]) -> list[torch.Tensor]:
         """Logits ``[n_i, V_draft]`` of all rows of each segment, in one packed forward."""
@@ -237,7 +245,7 @@ class AutoregressiveExpander:
         rows = sequence.length + first + len(below)
         if rows > sequence.capacity:
             sequence.reserve(rows + _SPARE_ROWS)
-        parent = [self._slot(int(index)) for index in nodes.parent[below]]
+        parent = [self._slot(index) for index in nodes.parent[below].tolist()]
         return Segment(
             sequence,
             self.drafter.known(nodes.token[below]),
@@ -290,7 +298,9 @@ def draft_log_probs(logits: torch.Tensor, vocab_size: int, settings: DraftSettin
         ``[n, V]``, float64 for float64 logits, else float32.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    scores = logits[:, :vocab_size].to(wide) / settings.temperature
+    scores = logits[:, :vocab_size].to(wide)
+    if settings.temperature != 1:
+        scores = scores / settings.temperature
     if 0 < settings.top_k < scores.shape[1]:
         smallest = scores.topk(settings.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < smallest, -torch.inf)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -69,12 +70,14 @@ def attention_bias(
     """
     if parent is None:
         parent = np.arange(-1, len(depth) - 1, dtype=np.int32)
-    elif np.any(parent[1:] < 0):  # a forest; its root is the last row of the prefix
+    elif (parent[1:] < 0).any():  # a forest; its root is the last row of the prefix
         parent = np.concatenate([[-1], parent + 1]).astype(np.int32)
         depth = np.concatenate([[0], depth + 1]).astype(np.int32)
         first, prefix = first + 1, prefix - 1
     bias = torch.empty(len(depth) - first, prefix + len(depth), dtype=dtype)
-    _core.fill_mask(parent, depth, first, prefix, window or 0, bias)
+    # torch's DLPack export costs ten times the fill of a small mask; NumPy has no bfloat16.
+    out = bias if dtype == torch.bfloat16 else bias.numpy()
+    _core.fill_mask(parent, depth, first, prefix, window or 0, out)
     return bias
 
 
@@ -111,8 +114,10 @@ def segment_mask(
         Whether a causal mask must be written out, for arithmetic without a causal switch.
     """
     prefix, slots = segment.sequence.length, segment.num_slots
-    lowest = prefix + int(segment.query_depth.min())
-    start = 0 if window is None else min(prefix, max(0, lowest - window + 1))
+    start = 0
+    if window is not None:
+        lowest = prefix + int(segment.query_depth.min())
+        start = min(prefix, max(0, lowest - window + 1))
     if slots == 1:
         return SegmentMask(start, None)
     if (
@@ -159,7 +164,7 @@ class PackedContext:
         if key not in self._masks:
             mask = segment_mask(segment, window, like, dense)
             if groups > 1 and mask.bias is not None:
-                mask = SegmentMask(mask.start, mask.bias.repeat(groups, 1))
+                mask = SegmentMask(mask.start, torch.cat([mask.bias] * groups))
             self._masks[key] = mask
         return self._masks[key]
 
@@ -179,15 +184,26 @@ def packed_context(rows: PackedRows) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
+# Reading a config is slow in recent transformers, and the attention function runs in every layer.
+_WINDOWS: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+
+
 def layer_window(module: Any, keywords: dict[str, Any]) -> int | None:
     """The sliding window of an attention module, or None.
 
     Most architectures pass it as a keyword (Mistral in no other way). Those that keep it for their
-    mask alone (Qwen2-MoE, PhiMoE) are asked through the config.
+    mask alone (Qwen2-MoE, PhiMoE) are asked through the config, once.
     """
     if "sliding_window" in keywords:
         window = keywords["sliding_window"]
-    elif hasattr(module, "sliding_window"):
+        return None if window is None else int(window)
+    if module not in _WINDOWS:
+        _WINDOWS[module] = _own_window(module)
+    return _WINDOWS[module]
+
+
+def _own_window(module: Any) -> int | None:
+    if hasattr(module, "sliding_window"):
         window = module.sliding_window
     else:
         window = _config_window(getattr(module, "config", None), getattr(module, "layer_idx", None))
@@ -252,7 +268,7 @@ def packed_attention(
     window = layer_window(module, keywords)
     outputs = []
     for index, (keys, values) in enumerate(context.rows.take(key, value)):
-        rows = query[0, :, context.rows.spans[index]]
+        rows = context.rows.part(query, index)
         if softcap is None and sinks is None:
             output = _attend(context, index, window, rows, keys, values, scale)
         else:
@@ -278,7 +294,9 @@ def _attend(
     folded = count <= _MAX_FOLDED_ROWS
     # The causal switch counts rows, and folding would repeat them.
     mask = context.mask(index, window, query, groups if folded else 1, dense=folded and groups > 1)
-    keys, values = keys[:, mask.start :, :].unsqueeze(1), values[:, mask.start :, :].unsqueeze(1)
+    if mask.start:
+        keys, values = keys[:, mask.start :], values[:, mask.start :]
+    keys, values = keys.unsqueeze(1), values.unsqueeze(1)
     if folded:
         query = query.reshape(-1, 1, groups * count, width)
     else:

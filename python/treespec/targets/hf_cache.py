@@ -122,7 +122,8 @@ class KvSequence:
             If a node is not pending or the order is wrong; nothing has changed then.
         """
         count = len(nodes)
-        if count and (nodes[0] < 0 or nodes[-1] >= self.pending or np.any(np.diff(nodes) <= 0)):
+        ascending = bool((nodes[1:] > nodes[:-1]).all())
+        if count and (nodes[0] < 0 or nodes[-1] >= self.pending or not ascending):
             raise ValueError(
                 f"commit: nodes must ascend within [0, {self.pending}), got {nodes.tolist()}"
             )
@@ -230,14 +231,21 @@ class PackedRows:
         self._visible: list[_Rows] | None = None
         self._handed: _Rows | None = None
 
+    def part(self, states: torch.Tensor, index: int) -> torch.Tensor:
+        """The rows ``[H, n, D]`` of one segment, of states ``[1, H, T, D]``."""
+        return states[0] if len(self.segments) == 1 else states[0, :, self.spans[index]]
+
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> _Rows:
         """Write a layer's new ``[1, H, T, D]`` keys and values; return what the layer works on."""
         self.require_taken()
         self._visible = [
             segment.sequence.write(
-                layer, segment.sequence.length + segment.first, keys[0, :, span], values[0, :, span]
+                layer,
+                segment.sequence.length + segment.first,
+                self.part(keys, index),
+                self.part(values, index),
             )
-            for segment, span in zip(self.segments, self.spans, strict=True)
+            for index, segment in enumerate(self.segments)
         ]
         self._handed = self._join() if self.joined else (keys, values)
         return self._handed

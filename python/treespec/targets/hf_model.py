@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 # Layers whose state is a list of keys and values: any subset of rows is a valid state.
@@ -48,7 +49,10 @@ def load_model(
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(model_or_path, dtype=dtype)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(model_or_path, dtype=dtype)
+    except SafetensorError as error:
+        raise OSError(f"load_model: the weights in {model_or_path} are broken: {error}") from error
     if dtype == "auto" and torch.device(device).type == "cpu" and model.dtype.itemsize < 4:
         model = model.float()
     loaded: PreTrainedModel = model.to(device).eval()

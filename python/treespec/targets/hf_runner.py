@@ -299,7 +299,7 @@ class PackedRunner:
         return result if kept is None or keywords else result[kept]
 
     def _to_device(self, values: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64))[None].to(self.device)
+        return torch.from_numpy(values.astype(np.int64)).unsqueeze(0).to(self.device)
 
     def _kept_rows(self, rows: PackedRows, logits: LogitRows) -> torch.Tensor | None:
         """Row numbers as `logits_to_keep` wants them; None is all rows."""
