@@ -12,6 +12,7 @@ namespace treespec::row {
 namespace {
 
 constexpr int64_t kBlock = 256;
+constexpr double kSlack = 1.0 + 1e-9;  // covers every rounding of the bound of a race
 
 TREESPEC_SIMD void exp_shifted(const float* score, int64_t size, double top, double* weights) {
   for (int64_t t = 0; t < size; ++t) {
@@ -23,12 +24,36 @@ TREESPEC_SIMD void exp_shifted(const double* score, int64_t size, double top, do
   for (int64_t t = 0; t < size; ++t) weights[t] = shared::exp_nonpositive(score[t] - top);
 }
 
+/// Running maxima side by side: a single one is a chain of dependent steps, four times slower.
+template <class T>
+TREESPEC_INLINE T max_of(const T* values, int64_t size) {
+  constexpr int64_t kLanes = 64;
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  T lane[kLanes];
+  for (T& top : lane) top = kLowest;
+  int64_t t = 0;
+  for (; t + kLanes <= size; t += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i)
+      lane[i] = values[t + i] > lane[i] ? values[t + i] : lane[i];
+  }
+  T top = kLowest;
+  for (const T value : lane) top = value > top ? value : top;
+  for (; t < size; ++t) top = values[t] > top ? values[t] : top;
+  return top;
+}
+
+template <class T>
+TREESPEC_INLINE bool all_at_most_of(const T* values, int64_t size, T limit) {
+  int32_t bad = 0;
+  for (int64_t t = 0; t < size; ++t) bad |= !(values[t] <= limit);
+  return bad == 0;
+}
+
 template <class T>
 double exp_row_of(const T* score, int64_t size, double* weights) {
-  T top = -std::numeric_limits<T>::infinity();
-  for (int64_t t = 0; t < size; ++t) top = score[t] > top ? score[t] : top;
-  exp_shifted(score, size, static_cast<double>(top), weights);
-  return static_cast<double>(top);
+  const auto top = static_cast<double>(max(score, size));
+  exp_shifted(score, size, top, weights);
+  return top;
 }
 
 /// random53 of `size` consecutive draw indices from `first`.
@@ -42,6 +67,30 @@ TREESPEC_SIMD void random_block(const RoundKey& key, Purpose purpose, uint32_t n
   }
 }
 
+/// 1 - U, up to its last bit: a lower bound of -ln(U).
+TREESPEC_HD double distance_to_one(uint64_t random) {
+  return static_cast<double>((uint64_t{1} << 53) - 1 - random) * kTwoToMinus53;
+}
+
+/// Marks the entries that may still arrive before `worst` and returns how many; 0 weights never do.
+TREESPEC_SIMD int64_t mark_hopeful(const double* weights, const uint64_t* random, int64_t size,
+                                   double worst, uint8_t* hopeful) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const bool may_win =
+        weights[i] > 0.0 && distance_to_one(random[i]) <= worst * weights[i] * kSlack;
+    hopeful[i] = may_win;
+    count += may_win;
+  }
+  return count;
+}
+
+TREESPEC_SIMD int64_t count_positive(const double* weights, int64_t size) {
+  int64_t count = 0;
+  for (int64_t t = 0; t < size; ++t) count += weights[t] > 0.0;
+  return count;
+}
+
 /// The runners-up of a race: the best `count` so far, ascending.
 class Leaders {
  public:
@@ -50,10 +99,8 @@ class Leaders {
   }
 
   void offer(int64_t entry, double weight, uint64_t random) {
-    constexpr double kSlack = 1.0 + 1e-9;  // covers every rounding of the bound below
     // -ln(U) >= 1 - U, so this entry cannot win and the logarithm is not needed.
-    const double distance = static_cast<double>((uint64_t{1} << 53) - 1 - random) * kTwoToMinus53;
-    if (distance > worst_ * weight * kSlack) return;
+    if (distance_to_one(random) > worst_ * weight * kSlack) return;
     const double u = static_cast<double>(random + 1) * kTwoToMinus53;
     const double arrival = -shared::log_unit(u) / weight;
     if (!(arrival < worst_)) return;
@@ -63,6 +110,9 @@ class Leaders {
     if (best_.size() > count_) best_.pop_back();
     if (best_.size() == count_) worst_ = best_.back().time;
   }
+
+  /// Later arrivals change nothing.
+  double worst() const { return worst_; }
 
   std::vector<int32_t> entries() const {
     std::vector<int32_t> out;
@@ -116,40 +166,53 @@ TREESPEC_SIMD uint64_t residual(double* target, const double* draft, int64_t siz
   return static_cast<uint64_t>(total);
 }
 
-TREESPEC_SIMD float max(const float* values, int64_t size) {
-  float top = -std::numeric_limits<float>::infinity();
-  for (int64_t t = 0; t < size; ++t) top = values[t] > top ? values[t] : top;
-  return top;
-}
+TREESPEC_SIMD float max(const float* values, int64_t size) { return max_of(values, size); }
+TREESPEC_SIMD double max(const double* values, int64_t size) { return max_of(values, size); }
 
 TREESPEC_SIMD bool all_at_most(const float* values, int64_t size, float limit) {
-  int32_t bad = 0;
-  for (int64_t t = 0; t < size; ++t) bad |= !(values[t] <= limit);
-  return bad == 0;
+  return all_at_most_of(values, size, limit);
+}
+TREESPEC_SIMD bool all_at_most(const double* values, int64_t size, double limit) {
+  return all_at_most_of(values, size, limit);
 }
 
+TREESPEC_SIMD void divide(float* values, int64_t size, float divisor) {
+  for (int64_t t = 0; t < size; ++t) values[t] /= divisor;
+}
+TREESPEC_SIMD void divide(double* values, int64_t size, double divisor) {
+  for (int64_t t = 0; t < size; ++t) values[t] /= divisor;
+}
+
+int64_t argmax(const float* values, int64_t size) {
+  return std::find(values, values + size, max(values, size)) - values;
+}
 int64_t argmax(const double* values, int64_t size) {
-  return std::max_element(values, values + size) - values;
+  return std::find(values, values + size, max(values, size)) - values;
 }
 
 std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
                           const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count) {
   Leaders leaders(count);
   uint64_t random[kBlock];
+  uint8_t hopeful[kBlock];
   for (int64_t begin = 0; begin < size; begin += kBlock) {
     const int64_t end = std::min(size, begin + kBlock);
-    int64_t positive = 0;
-    for (int64_t t = begin; t < end; ++t) positive += weights[t] > 0.0;
+    const int64_t positive = count_positive(weights + begin, end - begin);
     // A truncated row has few positive weights per block: draw only theirs.
     const bool dense = token == nullptr && positive > kBlock / 8;
     if (dense) {
       random_block(key, purpose, node_slot, static_cast<uint32_t>(begin), end - begin, random);
+      const int64_t left =
+          mark_hopeful(weights + begin, random, end - begin, leaders.worst(), hopeful);
+      for (int64_t t = begin; left > 0 && t < end; ++t) {
+        if (hopeful[t - begin] != 0) leaders.offer(t, weights[t], random[t - begin]);
+      }
+      continue;
     }
     for (int64_t t = begin; positive > 0 && t < end; ++t) {
       if (!(weights[t] > 0.0)) continue;
       const auto id = static_cast<uint32_t>(token != nullptr ? token[t] : t);
-      leaders.offer(t, weights[t],
-                    dense ? random[t - begin] : random53(key, purpose, node_slot, id));
+      leaders.offer(t, weights[t], random53(key, purpose, node_slot, id));
     }
   }
   return leaders.entries();

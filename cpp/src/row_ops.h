@@ -25,9 +25,15 @@ uint64_t residual(double* target, const double* draft, int64_t size, double targ
 
 /// Largest value of the row; -inf for an empty one. NaN is not seen: see all_at_most.
 float max(const float* values, int64_t size);
+double max(const double* values, int64_t size);
 /// Whether every value is <= limit; false when there is a NaN.
 bool all_at_most(const float* values, int64_t size, float limit);
-/// Id of the largest value, lowest among ties.
+bool all_at_most(const double* values, int64_t size, double limit);
+/// values /= divisor.
+void divide(float* values, int64_t size, float divisor);
+void divide(double* values, int64_t size, double divisor);
+/// Id of the largest value, lowest among ties; no NaN.
+int64_t argmax(const float* values, int64_t size);
 int64_t argmax(const double* values, int64_t size);
 
 /// A weighted exponential race: ids of the `count` smallest -ln(U_t) / weight_t in ascending order

@@ -52,7 +52,9 @@ class RowProcessor {
     if (params_.has_penalties()) penalise(history, path);
     if (allowed != nullptr) mask(allowed);
     if (params_.temperature == 0.0) return one_hot(weights);
-    if (params_.temperature != 1.0) divide(static_cast<T>(params_.temperature));
+    if (params_.temperature != 1.0) {
+      row::divide(scores_.data(), size(), static_cast<T>(params_.temperature));
+    }
     if (params_.top_k > 0 && params_.top_k < size()) keep_top_k();
     const double top = row::exp_row(scores_.data(), size(), weights);
     TREESPEC_CHECK(std::isfinite(top), "process_logits: row ", row_,
@@ -66,8 +68,7 @@ class RowProcessor {
   int64_t size() const { return static_cast<int64_t>(scores_.size()); }
 
   void check_finite() const {
-    bool sound = true;
-    for (const T score : scores_) sound &= score <= std::numeric_limits<T>::max();
+    const bool sound = row::all_at_most(scores_.data(), size(), std::numeric_limits<T>::max());
     TREESPEC_CHECK(sound, "process_logits: row ", row_, " must not contain NaN or +inf");
   }
 
@@ -103,15 +104,11 @@ class RowProcessor {
   }
 
   void one_hot(double* weights) const {
-    const auto best = std::max_element(scores_.begin(), scores_.end()) - scores_.begin();
+    const int64_t best = row::argmax(scores_.data(), size());
     TREESPEC_CHECK(scores_[best] > kImpossible, "process_logits: row ", row_,
                    " must allow at least one token, every logit is -inf");
     std::fill_n(weights, size(), 0.0);
     weights[best] = 1.0;
-  }
-
-  void divide(T temperature) {
-    for (T& score : scores_) score /= temperature;
   }
 
   /// Drops what is below the k-th largest value; its ties stay.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "treespec/error.h"
@@ -13,8 +14,9 @@ namespace {
 
 constexpr CandidateRow kNoChildren{};
 
-/// Tokens of a list are distinct and >= 0; padding (logprob -inf) is exempt.
-void check_list(const char* who, const int32_t* token, const float* logprob, int32_t width,
+/// Tokens of a list are distinct and >= 0; padding (logprob -inf) is exempt. Returns whether the
+/// list descends.
+bool check_list(const char* who, const int32_t* token, const float* logprob, int32_t width,
                 int32_t depth) {
   std::vector<int32_t> seen;
   for (int32_t k = 0; k < width; ++k) {
@@ -28,6 +30,7 @@ void check_list(const char* who, const int32_t* token, const float* logprob, int
   const auto twin = std::adjacent_find(seen.begin(), seen.end());
   TREESPEC_CHECK(twin == seen.end(), who, ": tokens of a list must be distinct, got ", *twin,
                  " twice at depth ", depth);
+  return std::is_sorted(logprob, logprob + width, std::greater<>());
 }
 
 }  // namespace
@@ -43,7 +46,8 @@ Marginals::Marginals(const int32_t* token, const float* logprob, int32_t depth, 
   TREESPEC_CHECK(depth >= 0 && width >= 1, "Marginals: shape must be [D >= 0, K >= 1], got [",
                  depth, ", ", width, "]");
   for (int32_t d = 0; d < depth; ++d) {
-    check_list("Marginals", token + int64_t{d} * width, logprob + int64_t{d} * width, width, d);
+    descending_.push_back(check_list("Marginals", token + int64_t{d} * width,
+                                     logprob + int64_t{d} * width, width, d));
   }
 }
 
@@ -51,7 +55,8 @@ ArrayView<const CandidateRow> Marginals::rows(ArrayView<const FrontierNode> node
   rows_.clear();
   for (const FrontierNode& node : nodes) {
     const int64_t at = int64_t{node.depth} * width_;
-    rows_.push_back(node.depth < depth_ ? CandidateRow{token_ + at, logprob_ + at, nullptr, width_}
+    rows_.push_back(node.depth < depth_ ? CandidateRow{token_ + at, logprob_ + at, nullptr, width_,
+                                                       descending_[node.depth] != 0}
                                         : kNoChildren);
   }
   return rows_;
@@ -70,8 +75,10 @@ Transitions::Transitions(const int32_t* token, const float* logprob, const int32
                  num_rows, ", ", width, "]");
   for (int64_t list = 0; list < int64_t{depth} * num_rows; ++list) {
     const auto d = static_cast<int32_t>(list / num_rows);
+    descending_.push_back(0);
     if (d == 0 && list % num_rows != 0) continue;  // depth 0 uses row 0 only
-    check_list("Transitions", token + list * width, logprob + list * width, width, d);
+    descending_.back() =
+        check_list("Transitions", token + list * width, logprob + list * width, width, d);
     for (int64_t k = list * width; k < (list + 1) * width; ++k) {
       TREESPEC_CHECK(next[k] >= -1 && next[k] < num_rows, "Transitions: next must be in [-1, ",
                      num_rows, "), got ", next[k], " at depth ", d);
@@ -83,10 +90,12 @@ ArrayView<const CandidateRow> Transitions::rows(ArrayView<const FrontierNode> no
   rows_.clear();
   for (const FrontierNode& node : nodes) {
     const int32_t row = node.depth == 0 ? 0 : node.state;
-    const int64_t at = (int64_t{node.depth} * num_rows_ + row) * width_;
-    rows_.push_back(node.depth < depth_ && row >= 0
-                        ? CandidateRow{token_ + at, logprob_ + at, next_ + at, width_}
-                        : kNoChildren);
+    const int64_t list = int64_t{node.depth} * num_rows_ + row;
+    const int64_t at = list * width_;
+    rows_.push_back(
+        node.depth < depth_ && row >= 0
+            ? CandidateRow{token_ + at, logprob_ + at, next_ + at, width_, descending_[list] != 0}
+            : kNoChildren);
   }
   return rows_;
 }
@@ -130,7 +139,7 @@ ArrayView<const CandidateRow> Trie::rows(ArrayView<const FrontierNode> nodes) {
     const int32_t slot = node.depth == 0 ? 0 : node.state + 1;
     const int32_t begin = child_offset_[slot];
     rows_.push_back({token_.data() + begin, logprob_.data() + begin, id_.data() + begin,
-                     child_offset_[slot + 1] - begin});
+                     child_offset_[slot + 1] - begin, false});
   }
   return rows_;
 }

@@ -25,6 +25,7 @@ struct CandidateRow {
   const float* logprob = nullptr;  ///< log-probability given the node; -inf is "impossible"
   const int32_t* state = nullptr;  ///< the child's FrontierNode::state; null: 0
   int32_t size = 0;
+  bool descending = false;  ///< logprob never rises, so a builder may stop at the first too low
 };
 
 enum class SourceKind : uint8_t { kMarginals, kTransitions, kExpander, kTrie };
@@ -61,6 +62,7 @@ class Marginals final : public CandidateSource {
   const int32_t* token_;
   const float* logprob_;
   int32_t depth_, width_;
+  std::vector<char> descending_;  // per list
   std::vector<CandidateRow> rows_;
 };
 
@@ -79,6 +81,7 @@ class Transitions final : public CandidateSource {
   const float* logprob_;
   const int32_t* next_;
   int32_t depth_, num_rows_, width_;
+  std::vector<char> descending_;  // per list
   std::vector<CandidateRow> rows_;
 };
 

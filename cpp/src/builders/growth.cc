@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "builders/growth.h"
 
+#include <algorithm>
+
 #include "row_ops.h"
 #include "treespec/error.h"
 
@@ -17,7 +19,8 @@ void FrontierGrowth::supply(ArrayView<const CandidateRow> rows) {
                  "TreeGrowth::supply: rows must be one per frontier node (", frontier_.size(),
                  "), got ", rows.size());
   for (int64_t i = 0; i < rows.size(); ++i) {
-    TREESPEC_CHECK(row::all_at_most(rows[i].logprob, rows[i].size, kLargestLogprob),
+    const int32_t looked_at = rows[i].descending ? std::min(rows[i].size, 1) : rows[i].size;
+    TREESPEC_CHECK(row::all_at_most(rows[i].logprob, looked_at, kLargestLogprob),
                    "TreeGrowth::supply: log-probabilities must be <= 0 and not NaN, row ", i,
                    " breaks this");
   }

@@ -68,6 +68,12 @@ class LayeredGrowth final : public FrontierGrowth {
   /// The row with scores at score_temperature; borrowed from scratch when it differs.
   CandidateRow sharpened(CandidateRow row);
   void add_children(int32_t parent_rank, const CandidateRow& row);
+  /// Offers candidates begin..end of a row.
+  void add_run(int32_t parent_rank, const CandidateRow& row, int64_t begin, int64_t end);
+  float base_score(int32_t parent_rank) const {
+    const int32_t parent = expanded_[parent_rank];
+    return parent < 0 ? 0.0f : pool_[parent].score;
+  }
   void offer(const Node& node);
   bool worth_another_layer();
   void open_layer();
@@ -122,20 +128,29 @@ void LayeredGrowth::offer(const Node& node) {
 }
 
 void LayeredGrowth::add_children(int32_t parent_rank, const CandidateRow& row) {
-  const int32_t parent = expanded_[parent_rank];
-  const float base = parent < 0 ? 0.0f : pool_[parent].score;
+  if (row.descending) return add_run(parent_rank, row, 0, row.size);
+  const float base = base_score(parent_rank);
   for (int64_t begin = 0; begin < row.size; begin += kScanBlock) {
     const int64_t end = std::min<int64_t>(row.size, begin + kScanBlock);
     // Rounding is monotone: if the block's best does not reach theta, none does.
     const float best = child_score(base, row::max(row.logprob + begin, end - begin));
-    if (best < theta() || best == kImpossible) continue;
-    for (int64_t k = begin; k < end; ++k) {
-      const float score = child_score(base, row.logprob[k]);
-      if (score < theta() || score == kImpossible) continue;
-      const int32_t token = row.token != nullptr ? row.token[k] : static_cast<int32_t>(k);
-      const int32_t state = row.state != nullptr ? row.state[k] : 0;
-      offer({score, depth_, parent_rank, parent, token, state, -1});
+    if (best >= theta() && best != kImpossible) add_run(parent_rank, row, begin, end);
+  }
+}
+
+void LayeredGrowth::add_run(int32_t parent_rank, const CandidateRow& row, int64_t begin,
+                            int64_t end) {
+  const int32_t parent = expanded_[parent_rank];
+  const float base = base_score(parent_rank);
+  for (int64_t k = begin; k < end; ++k) {
+    const float score = child_score(base, row.logprob[k]);
+    if (score < theta() || score == kImpossible) {
+      if (row.descending) return;  // monotone again: the rest is no better
+      continue;
     }
+    const int32_t token = row.token != nullptr ? row.token[k] : static_cast<int32_t>(k);
+    const int32_t state = row.state != nullptr ? row.state[k] : 0;
+    offer({score, depth_, parent_rank, parent, token, state, -1});
   }
 }
 

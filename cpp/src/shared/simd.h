@@ -8,3 +8,10 @@
 #else
 #define TREESPEC_SIMD
 #endif
+
+// The body of a TREESPEC_SIMD function that several of them share.
+#if defined(__GNUC__)
+#define TREESPEC_INLINE inline __attribute__((always_inline))
+#else
+#define TREESPEC_INLINE inline
+#endif

@@ -13,7 +13,7 @@ class RecursiveRejection final : public Verifier {
  public:
   Verdict verify(const TokenTree& tree, TargetRows& target_rows, const DraftLaw& draft_law,
                  const Coins& coins) const override {
-    RowPair rows;
+    static thread_local RowPair rows;  // kept: its rows are too large to map afresh
     Verdict verdict;
     for (int32_t node = 0;;) {
       rows.load(tree, node, target_rows, draft_law);

@@ -12,7 +12,8 @@ namespace treespec {
 /// follows the row's law and never looks at the tree.
 template <class Pick>
 Verdict target_walk(const TokenTree& tree, TargetRows& rows, Pick&& pick) {
-  std::vector<double> weights(static_cast<size_t>(rows.vocab_size()));
+  static thread_local std::vector<double> weights;  // kept, like the scores of process_logits
+  weights.resize(static_cast<size_t>(rows.vocab_size()));
   Verdict verdict;
   for (int32_t node = 0;;) {
     rows.load(node, weights.data());
