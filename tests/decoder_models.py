@@ -134,6 +134,7 @@ class TableDrafter:
     """Drafts from a noisy copy of a `TableTarget`."""
 
     needs = Needs()
+    source_kind = "Expander"
 
     def __init__(self, target: TableTarget, seed: int = 1, noise: float = 1.0) -> None:
         self.period = target.period

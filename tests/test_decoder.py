@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from decoder_models import (  # noqa: E402
+import torch
+from decoder_models import (
     BUILD_IDS,
     BUILDS,
     DRAFTER_NAMES,
@@ -22,11 +19,11 @@ from decoder_models import (  # noqa: E402
     table_pair,
     target_model,
 )
-from tiny_models import RECURRENT, VOCAB_SIZE, tiny_model  # noqa: E402
+from tiny_models import RECURRENT, VOCAB_SIZE, tiny_model
 
-import treespec  # noqa: E402
-from treespec import demo  # noqa: E402
-from treespec.decoder import SpeculativeDecoder  # noqa: E402
+import treespec
+from treespec import demo
+from treespec.decoder import SpeculativeDecoder
 
 ARCHITECTURES = ["llama", "qwen3_window", "gemma3", "gpt2", "mistral_window"]
 NEW_TOKENS = 20
@@ -107,13 +104,12 @@ def test_the_plain_greedy_text_is_hugging_faces(architecture, hf_texts):
 def test_the_demo_pairs_greedy_text_is_hugging_faces(demo_pair, builder_and_mode, drafter):
     model, drafters, tokenizer, prompts, texts = demo_pair
     builder, mode = builder_and_mode
-    decoder = treespec.load(
-        model, drafters[drafter], tokenizer=tokenizer, builder=builder, builder_options=mode
-    )
+    options = {"tokenizer": tokenizer, "builder": builder, "builder_options": mode}
     if not reads(builder, drafters[drafter]):
         with pytest.raises(ValueError, match="builders that read it"):
-            decoder.generate(prompts, max_new_tokens=DEMO_TOKENS)
+            treespec.load(model, drafters[drafter], **options)
         return
+    decoder = treespec.load(model, drafters[drafter], **options)
     results = decoder.generate(prompts, max_new_tokens=DEMO_TOKENS, ignore_eos=True)
     assert token_ids(results) == texts
     for result in results:
@@ -132,13 +128,14 @@ def test_the_demo_drafter_saves_target_forwards(demo_pair):
 def test_a_builder_that_cannot_read_the_drafter_names_those_that_can(builder_and_mode, drafter):
     builder, mode = builder_and_mode
     own = drafter_object(drafter)
-    decoder = treespec.load(target_model("llama"), own, builder=builder, builder_options=mode)
+    options = {"builder": builder, "builder_options": mode}
     able = [name for name in treespec.builder_names() if reads(name, own)]
     if builder in able:
+        decoder = treespec.load(target_model("llama"), own, **options)
         assert len(decoder.generate([3, 4, 3], max_new_tokens=3).token_ids) == 3
         return
     with pytest.raises(ValueError, match="builders that read it: " + ", ".join(able)):
-        decoder.generate([3, 4, 3], max_new_tokens=3)
+        treespec.load(target_model("llama"), own, **options)
 
 
 @pytest.mark.parametrize("verifier", ["token_level", "recursive_rejection", "target_only"])

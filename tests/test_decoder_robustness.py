@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from decoder_models import (  # noqa: E402
+import torch
+from decoder_models import (
     ByteTokenizer,
     TableDrafter,
     TableTarget,
@@ -18,12 +15,12 @@ from decoder_models import (  # noqa: E402
     table_pair,
     target_model,
 )
-from tiny_models import VOCAB_SIZE, tiny_model  # noqa: E402
+from tiny_models import VOCAB_SIZE, tiny_model
 
-import treespec  # noqa: E402
-from treespec import demo  # noqa: E402
-from treespec.decoder import SpeculativeDecoder  # noqa: E402
-from treespec.drafts.autoregressive import AutoregressiveDrafter  # noqa: E402
+import treespec
+from treespec import demo
+from treespec.decoder import SpeculativeDecoder
+from treespec.drafts.autoregressive import AutoregressiveDrafter
 
 PROMPT = [3, 4, 5, 3, 4]
 OPTIONS = {"max_new_tokens": 20, "temperature": 0.9, "seed": 4}
@@ -144,17 +141,21 @@ def test_a_pair_that_would_be_biased_is_refused_at_load_with_those_that_fit(veri
 
 
 def test_a_chain_verifier_refuses_trees_and_names_those_that_fit():
-    target, drafter = table_pair()
-    decoder = SpeculativeDecoder(
-        target,
-        drafter,
-        builder="kary",
-        builder_options={"proposal": "iid", "expansion": [2]},
-        verifier="token_level",
-    )
-    with pytest.raises(ValueError, match=r"must be a chain.*verifiers that fit: .*target_only"):
-        decoder.generate([1], max_new_tokens=4)
-    assert target.open_sequences == drafter.open_sessions == 0
+    options = {"builder": "kary", "verifier": "token_level"}
+    for expansion, fits in (([2], False), ([1, 1], True)):
+        own = {"proposal": "iid", "expansion": expansion}
+        if fits:
+            SpeculativeDecoder(*table_pair(), **options, builder_options=own)
+            continue
+        with pytest.raises(ValueError, match=r"must be a chain.*verifiers that fit: .*target_only"):
+            SpeculativeDecoder(*table_pair(), **options, builder_options=own)
+
+
+def test_an_expansion_that_the_budget_does_not_hold_is_refused_at_load():
+    with pytest.raises(ValueError, match=r"node_budget must hold the 6 nodes.*got 5"):
+        SpeculativeDecoder(
+            *table_pair(), builder="kary", builder_options={"expansion": [2, 2]}, node_budget=5
+        )
 
 
 def test_the_greedy_verifier_is_refused_above_temperature_zero():

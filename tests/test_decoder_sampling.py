@@ -7,11 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from decoder_models import (  # noqa: E402
+import torch
+from decoder_models import (
     BUILD_IDS,
     BUILDS,
     TableDrafter,
@@ -24,10 +21,10 @@ from decoder_models import (  # noqa: E402
     target_model,
 )
 
-import treespec  # noqa: E402
-from treespec import demo, testing  # noqa: E402
-from treespec.decoder import SpeculativeDecoder  # noqa: E402
-from treespec.drafts import DRAFTERS, DrafterContext  # noqa: E402
+import treespec
+from treespec import demo, testing
+from treespec.decoder import SpeculativeDecoder
+from treespec.drafts import DRAFTERS, DrafterContext
 
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [40, 41, 42], [9] * 7]
 SETTINGS = {

@@ -79,7 +79,7 @@ def exact_proposals(verifier_name):
     exact = []
     for proposal in PROPOSALS:
         try:
-            _core.check_proposal(verifier_name, proposal)
+            _core.check_verifier(verifier_name, proposal, True)
         except ValueError:
             continue
         exact.append(proposal)

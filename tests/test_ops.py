@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import treespec
 from treespec import testing
-
-torch = pytest.importorskip("torch")
 
 VOCAB = 7
 SAMPLED = ["iid", "without_replacement"]

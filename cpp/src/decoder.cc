@@ -373,10 +373,7 @@ SpeculativeDecoder::SpeculativeDecoder(TargetModel& target, DraftModel* draft,
   if (is_lossy(info) && options_.lossy) return;
   TREESPEC_CHECK(!is_lossy(info), "SpeculativeDecoder: verifier '", info.name,
                  "' is lossy; it must be asked for with lossy = true");
-  TREESPEC_CHECK(is_lossless(info, builder_->proposal()), "SpeculativeDecoder: verifier must fit '",
-                 proposal_name(builder_->proposal()), "' trees of builder '", options_.builder,
-                 "', got '", info.name, "'; 'auto' takes '",
-                 auto_verifier(builder_->proposal(), false), "'");
+  check_verifier(info, builder_->proposal(), builder_->makes_chains());
 }
 
 SpeculativeDecoder::SpeculativeDecoder(const SpeculativeDecoder& recipe, TargetModel& target,

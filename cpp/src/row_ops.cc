@@ -61,9 +61,9 @@ TREESPEC_SIMD void random_block(const RoundKey& key, Purpose purpose, uint32_t n
                                 uint32_t first, int64_t size, uint64_t* out) {
   const uint32_t base = first | static_cast<uint32_t>(purpose) << 24;
   for (int64_t i = 0; i < size; ++i) {
-    const PhiloxWords w =
-        philox(base + static_cast<uint32_t>(i), node_slot, key.position, key.sequence_id, key.seed);
-    out[i] = (static_cast<uint64_t>(w.word[1]) << 32 | w.word[0]) >> 11;
+    const auto w = philox<uint64_t>(base + static_cast<uint32_t>(i), node_slot, key.position,
+                                    key.sequence_id, key.seed);
+    out[i] = (w.word[1] << 32 | w.word[0]) >> 11;
   }
 }
 

@@ -48,10 +48,10 @@ double checked_coin(const char* which, double u) {
   return u;
 }
 
-std::string lossless_names(const TokenTree& tree, bool chain) {
+std::string lossless_names(Proposal proposal, bool chain) {
   std::string names;
   for (const VerifierInfo& info : verifiers()) {
-    if (!is_lossless(info, tree.proposal) || (info.chain_only && !chain)) continue;
+    if (!is_lossless(info, proposal) || (info.chain_only && !chain)) continue;
     names.append(names.empty() ? "" : ", ").append(info.name);
   }
   return names;
@@ -143,14 +143,17 @@ bool is_lossless(const VerifierInfo& info, Proposal proposal) {
   return (info.proposals & proposal_bit(proposal)) != 0;
 }
 
-void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law) {
-  const bool chain = is_chain(tree);
-  TREESPEC_CHECK(is_lossless(info, tree.proposal), info.name, ": would bias a ",
-                 proposal_name(tree.proposal),
-                 " tree; verifiers that fit: ", lossless_names(tree, chain));
+void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain) {
+  TREESPEC_CHECK(is_lossless(info, proposal), info.name, ": would bias a ",
+                 proposal_name(proposal),
+                 " tree; verifiers that fit: ", lossless_names(proposal, chain));
   TREESPEC_CHECK(!info.chain_only || chain, info.name,
                  ": tree must be a chain (one draw per node); verifiers that fit: ",
-                 lossless_names(tree, chain));
+                 lossless_names(proposal, chain));
+}
+
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law) {
+  check_verifier(info, tree.proposal, is_chain(tree));
   const bool drew = tree.num_nodes() > 1;
   TREESPEC_CHECK(!info.needs_draft_law || has_draft_law || !drew, info.name,
                  ": draft_probs must be given, the tree carries no draft law");

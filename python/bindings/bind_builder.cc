@@ -142,6 +142,9 @@ void bind_builder(py::module_& m) {
       .def_property_readonly(
           "proposal",
           [](const NamedBuilder& b) { return std::string(proposal_name(b.builder->proposal())); })
+      .def_property_readonly(
+          "makes_chains", [](const NamedBuilder& b) { return b.builder->makes_chains(); },
+          "Whether every tree is a chain.")
       .def(
           "check_source_kind",
           [](const NamedBuilder& b, const std::string& kind) {

@@ -90,18 +90,12 @@ void bind_verifier(py::module_& m) {
         py::arg("prompt_length"), py::arg("allowed"), py::arg("seed"), py::arg("sequence_id"),
         py::arg("position"));
   m.def(
-      "check_proposal",
-      [](const std::string& name, const std::string& proposal) {
-        const VerifierInfo& info = verifier_info(name);
-        std::string fitting;
-        for (const VerifierInfo& one : verifiers()) {
-          if (!is_lossless(one, parse_proposal(proposal))) continue;
-          fitting.append(fitting.empty() ? "" : ", ").append(one.name);
-        }
-        TREESPEC_CHECK(is_lossless(info, parse_proposal(proposal)), name, ": would bias a ",
-                       proposal, " tree; verifiers that fit: ", fitting);
+      "check_verifier",
+      [](const std::string& name, const std::string& proposal, bool chain) {
+        check_verifier(verifier_info(name), parse_proposal(proposal), chain);
       },
-      py::arg("verifier"), py::arg("proposal"), "Raises ValueError for a pair that is biased.");
+      py::arg("verifier"), py::arg("proposal"), py::arg("chain"),
+      "Raises ValueError for a pair that would be biased; names the verifiers that fit.");
   m.def(
       "auto_verifier",
       [](const std::string& proposal, bool greedy) {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tree-based speculative decoding: several tokens per target forward, the target's exact law.
 
-    >>> import treespec                                                   # doctest: +SKIP
-    >>> decoder = treespec.load()                     # the bundled demo pair
-    >>> decoder.generate("def fibonacci(n):").text
+    >>> import treespec
+    >>> decoder = treespec.load()  # the bundled demo pair                # doctest: +SKIP
+    >>> decoder.generate("def fibonacci(n):").text                       # doctest: +SKIP
 
 The six steps of a round are functions too: `build_tree`, `ancestor_mask`, `verify`, `commit_kv`.
 Torch and transformers are imported by `load`, not by this module.
@@ -11,6 +11,7 @@ Torch and transformers are imported by `load`, not by this module.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from treespec._core import (
@@ -38,9 +39,18 @@ from treespec.ops import (
 from treespec.stats import Stats
 
 if TYPE_CHECKING:
-    from treespec.decoder import GenerateResult, Piece, RoundRecord, SpeculativeDecoder, load
+    from treespec.decoder import SpeculativeDecoder
+    from treespec.generation import GenerateResult, Piece, RoundRecord
+    from treespec.loading import load
 
-_FROM_DECODER = ("GenerateResult", "Piece", "RoundRecord", "SpeculativeDecoder", "load")
+# Loaded when first asked for: what drives models may import torch.
+_LAZY = {
+    "SpeculativeDecoder": "decoder",
+    "GenerateResult": "generation",
+    "Piece": "generation",
+    "RoundRecord": "generation",
+    "load": "loading",
+}
 
 __all__ = [
     "GenerateResult",
@@ -99,9 +109,6 @@ def cuda_available() -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    # The decoder is loaded when it is first asked for: it is what may import torch.
-    if name in _FROM_DECODER:
-        from treespec import decoder
-
-        return getattr(decoder, name)
+    if name in _LAZY:
+        return getattr(import_module(f"treespec.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

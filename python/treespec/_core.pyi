@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_proposal', 'check_tree', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -176,6 +176,11 @@ class TreeBuilder:
         Raises ValueError, naming the builders that can, when it cannot read it.
         """
     @property
+    def makes_chains(self) -> bool:
+        """
+        Whether every tree is a chain.
+        """
+    @property
     def name(self) -> str:
         ...
     @property
@@ -299,13 +304,13 @@ def builder_table() -> list[tuple[str, str]]:
     """
     (name, summary) of every builder, in table order.
     """
-def check_proposal(verifier: str, proposal: str) -> None:
-    """
-    Raises ValueError for a pair that is biased.
-    """
 def check_tree(tree: TokenTree) -> list[str]:
     """
     Violated invariants; [] for a sound tree.
+    """
+def check_verifier(verifier: str, proposal: str, chain: bool) -> None:
+    """
+    Raises ValueError for a pair that would be biased; names the verifiers that fit.
     """
 def child_slot(parent_slot: typing.SupportsInt | typing.SupportsIndex, token: typing.SupportsInt | typing.SupportsIndex) -> int:
     """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The round in Python: draft, build, mask, target forward, verify, commit; and `load`."""
+"""The round in Python: draft, build, mask, target forward, verify, commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,170 +13,22 @@ import numpy.typing as npt
 from treespec import _core
 from treespec._core import TokenTree, Verdict
 from treespec.config import AllowedTokens, SamplingParams
-from treespec.drafts import DRAFTERS, DrafterContext, make_autoregressive
 from treespec.drafts.base import Drafter, DraftSettings
-from treespec.growth import UNLIMITED, RoundKey, grow_trees
-from treespec.stats import Clock, Stats
+from treespec.generation import Generation, Piece, RoundRecord
+from treespec.growth import UNLIMITED, grow_trees
+from treespec.stats import Clock
 from treespec.targets.base import Needs, Target, TargetStates, TreeRows
-from treespec.text import TextStream, encode, load_tokenizer
+from treespec.text import encode
+
+OnRound = Callable[[RoundRecord], None]
 
 # Node budgets that pay where a forward is bound by arithmetic (CPU) and by reading weights (GPU).
 _NODE_BUDGETS = {"cpu": 16, "cuda": 60}
 _CHAIN_LENGTH = 5
 
 
-@dataclass(frozen=True)
-class RoundRecord:
-    """One sequence's part of a round, for tracing.
-
-    Attributes
-    ----------
-    tree, verdict
-        What was drafted; what was accepted of it.
-    position
-        Absolute position of the root.
-    sequence
-        Place of the prompt in the batch.
-    """
-
-    tree: TokenTree
-    verdict: Verdict
-    position: int
-    sequence: int
-
-
-@dataclass(frozen=True)
-class GenerateResult:
-    """One finished text.
-
-    Attributes
-    ----------
-    text
-        Without prompt, special tokens and stop string; None when there is no tokenizer.
-    token_ids
-        New tokens, an end-of-text or stop token included.
-    finish_reason
-        ``"length"``, ``"eos"``, or ``"stop"``.
-    stats
-        Counters and times.
-    """
-
-    text: str | None
-    token_ids: list[int]
-    finish_reason: str
-    stats: Stats
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one round adds to a stream; `result` comes with the last piece."""
-
-    text: str
-    token_ids: list[int]
-    result: GenerateResult | None = None
-
-
-OnRound = Callable[[RoundRecord], None]
-
-
-class _Generation:
-    """One sequence while it runs: committed tokens, target and drafter state, stop conditions."""
-
-    def __init__(
-        self,
-        place: int,
-        prompt: npt.NDArray[np.int32],
-        params: SamplingParams,
-        sequence_id: int,
-        tokenizer: Any,
-        eos_ids: Sequence[int],
-    ) -> None:
-        self.place, self.params, self.sequence_id = place, params, sequence_id
-        self.row_params = params.row_params()
-        self.prompt_length = len(prompt)
-        self._tokens = np.empty(len(prompt) + params.max_new_tokens, dtype=np.int32)
-        self._tokens[: len(prompt)] = prompt
-        self.length = len(prompt)
-        self.eos_ids = () if params.ignore_eos else tuple(eos_ids)
-        self.stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
-        self.stats = Stats()
-        self.finish_reason: str | None = None if params.max_new_tokens else "length"
-        self.target_state: Any = None
-        self.draft_state: Any = None
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]:
-        """Prompt and output; the last one is the root."""
-        return self._tokens[: self.length]
-
-    @property
-    def new_tokens(self) -> npt.NDArray[np.int32]:
-        return self._tokens[self.prompt_length : self.length]
-
-    @property
-    def num_new_tokens(self) -> int:
-        return self.length - self.prompt_length
-
-    @property
-    def root(self) -> int:
-        return int(self._tokens[self.length - 1])
-
-    @property
-    def key(self) -> RoundKey:
-        """The running round's; its position is the root's."""
-        return RoundKey(self.params.seed, self.sequence_id, self.length - 1)
-
-    @property
-    def useful_depth(self) -> int:
-        """Nodes below could not be emitted: a round gives one token more than it accepts."""
-        return self.params.max_new_tokens - self.num_new_tokens - 1
-
-    def append(self, tokens: npt.NDArray[np.int32]) -> int:
-        """Commit tokens up to where plain decoding would have stopped; how many those are."""
-        for count, token in enumerate(tokens.tolist(), start=1):
-            self._tokens[self.length] = token
-            self.length += 1
-            self.finish_reason = self._reason_to_stop(token)
-            if self.finish_reason is not None:
-                return count
-        return len(tokens)
-
-    def _reason_to_stop(self, token: int) -> str | None:
-        stopped = self.stream is not None and self.stream.push(token)
-        if token in self.eos_ids:
-            return "eos"
-        if stopped or token in self.params.stop_token_ids:
-            return "stop"
-        return "length" if self.num_new_tokens == self.params.max_new_tokens else None
-
-    def allowed(self, tree: TokenTree) -> npt.NDArray[np.uint32] | None:
-        """Bitmask of the tokens that may follow each node, or None without a grammar."""
-        rule = self.params.allowed_tokens
-        if rule is None:
-            return None
-        return np.stack([pack_bits(rule(self._text_to(tree, node))) for node in range(len(tree))])
-
-    def _text_to(self, tree: TokenTree, node: int) -> npt.NDArray[np.int32]:
-        path = []
-        while node > 0:
-            path.append(int(tree.token[node]))
-            node = int(tree.parent[node])
-        return np.concatenate([self.tokens, np.array(path[::-1], dtype=np.int32)])
-
-    def result(self, clock: Clock) -> GenerateResult:
-        self.stats.seconds = dict(clock.seconds)
-        self.stats.draft_calls, self.stats.draft_rows = clock.draft_calls, clock.draft_rows
-        text = None
-        if self.stream is not None:
-            self.stream.finish()
-            text = self.stream.text
-        return GenerateResult(
-            text, self.new_tokens.tolist(), self.finish_reason or "length", self.stats
-        )
-
-
 class SpeculativeDecoder:
-    """Drives a target and a drafter, round by round. Made by `load`, or from your own objects.
+    """Drives a target and a drafter, round by round. `treespec.load` makes one from names.
 
     A generation owns all that it changes, so that an error, also of a model or a callback in
     mid-round, leaves the decoder as it was.
@@ -235,7 +87,10 @@ class SpeculativeDecoder:
         if draft_temperature is not None and not draft_temperature > 0:
             raise ValueError(f"load: draft_temperature must be above 0, got {draft_temperature}")
         if verifier != "auto":
-            _core.check_proposal(verifier, self.builder.proposal)
+            _core.check_verifier(verifier, self.builder.proposal, self.builder.makes_chains)
+        if drafter is not None:
+            self.builder.check_source_kind(drafter.source_kind)
+        self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
         if drafter is not None and not target.supports_trees and builder != "chain":
             raise NotImplementedError(
                 "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
@@ -334,7 +189,7 @@ class SpeculativeDecoder:
 
     # --- around the rounds ---------------------------------------------------------------------
 
-    def _pieces(self, generation: _Generation, on_round: OnRound | None) -> Iterator[Piece]:
+    def _pieces(self, generation: Generation, on_round: OnRound | None) -> Iterator[Piece]:
         clock, shown = Clock(), 0
         for _ in self._run([generation], clock, on_round):
             token_ids = generation.new_tokens[shown:].tolist()
@@ -350,7 +205,7 @@ class SpeculativeDecoder:
 
     def _generations(
         self, prompts: Sequence[Any], params: SamplingParams, seed: Any, sequence_id: Any
-    ) -> list[_Generation]:
+    ) -> list[Generation]:
         seeds, ids = _column("seed", seed, prompts), _column("sequence_id", sequence_id, prompts)
         if self.tokenizer is None and params.stop:
             raise ValueError("generate: stop strings need a tokenizer; use stop_token_ids")
@@ -366,7 +221,7 @@ class SpeculativeDecoder:
             if not 0 <= own_id < 2**32:
                 raise ValueError(f"generate: sequence_id must be in [0, 2**32), got {own_id}")
             out.append(
-                _Generation(place, token_ids, own, int(own_id), self.tokenizer, self.target.eos_ids)
+                Generation(place, token_ids, own, int(own_id), self.tokenizer, self.target.eos_ids)
             )
         return out
 
@@ -386,7 +241,7 @@ class SpeculativeDecoder:
                 )
 
     def _run(
-        self, generations: Sequence[_Generation], clock: Clock, on_round: OnRound | None
+        self, generations: Sequence[Generation], clock: Clock, on_round: OnRound | None
     ) -> Iterator[None]:
         """Yields after the prefill and after every round; frees all state at the end."""
         running = [g for g in generations if g.finish_reason is None]
@@ -402,7 +257,7 @@ class SpeculativeDecoder:
         finally:
             self._close(generations)
 
-    def _prefill(self, running: Sequence[_Generation]) -> None:
+    def _prefill(self, running: Sequence[Generation]) -> None:
         """Feed the prompts and draw the first token of each, at its own position."""
         if not running:
             return
@@ -422,7 +277,7 @@ class SpeculativeDecoder:
             if self.drafter is not None:
                 self.drafter.observe(g.draft_state, verdict.tokens, None)
 
-    def _close(self, generations: Sequence[_Generation]) -> None:
+    def _close(self, generations: Sequence[Generation]) -> None:
         for g in generations:
             if g.target_state is not None:
                 self.target.close(g.target_state)
@@ -432,9 +287,7 @@ class SpeculativeDecoder:
 
     # --- the round -----------------------------------------------------------------------------
 
-    def _round(
-        self, running: Sequence[_Generation], clock: Clock, on_round: OnRound | None
-    ) -> None:
+    def _round(self, running: Sequence[Generation], clock: Clock, on_round: OnRound | None) -> None:
         """The six steps, over all running sequences. Nothing is committed before the last."""
         with clock.step("draft"):
             sources = self._draft(running)
@@ -458,7 +311,7 @@ class SpeculativeDecoder:
             for g, tree, verdict, position in zip(running, trees, verdicts, positions, strict=True):
                 on_round(RoundRecord(tree, verdict, position, g.place))
 
-    def _draft(self, running: Sequence[_Generation]) -> list[Any]:
+    def _draft(self, running: Sequence[Generation]) -> list[Any]:
         """One source per sequence that can still use one."""
         drafting = self._drafting(running)
         if self.drafter is None or not drafting:
@@ -467,7 +320,7 @@ class SpeculativeDecoder:
         return self.drafter.draft([g.draft_state for g in drafting], settings)
 
     def _build(
-        self, running: Sequence[_Generation], sources: Sequence[Any], clock: Clock
+        self, running: Sequence[Generation], sources: Sequence[Any], clock: Clock
     ) -> list[TokenTree]:
         """One tree per sequence; a root alone where nothing was drafted."""
         drafting = self._drafting(running)
@@ -485,12 +338,12 @@ class SpeculativeDecoder:
             trees.update({g.place: tree for g, tree in zip(drafting, grown, strict=True)})
         return [trees[g.place] for g in running]
 
-    def _verify(self, g: _Generation, tree: TokenTree, logits: Any) -> Verdict:
+    def _verify(self, g: Generation, tree: TokenTree, logits: Any) -> Verdict:
         # A root alone has nothing to verify: the plain draw keeps the text independent of the tree.
         plain = _core.auto_verifier("deterministic", g.params.greedy)
         return _core.verify_logits(
             tree,
-            logits,
+            logits.cpu(),  # the core of this version works in host memory
             None,
             g.row_params,
             plain if tree.num_nodes == 1 else self.verifier_name,
@@ -502,7 +355,7 @@ class SpeculativeDecoder:
 
     def _commit(
         self,
-        running: Sequence[_Generation],
+        running: Sequence[Generation],
         trees: Sequence[TokenTree],
         verdicts: Sequence[Verdict],
         states: Sequence[TargetStates],
@@ -525,7 +378,7 @@ class SpeculativeDecoder:
     def _needs(self) -> Needs:
         return self.drafter.needs if self.drafter is not None else Needs()
 
-    def _drafting(self, running: Sequence[_Generation]) -> list[_Generation]:
+    def _drafting(self, running: Sequence[Generation]) -> list[Generation]:
         return [g for g in running if g.useful_depth > 0 and self.node_budget > 0]
 
     def _draft_settings(self, params: SamplingParams) -> DraftSettings:
@@ -539,91 +392,6 @@ class SpeculativeDecoder:
             max_depth=min(self._max_depth, self.node_budget),
             node_budget=self.node_budget,
         )
-
-
-def load(
-    target: Any = "demo",
-    drafter: Any = "demo",
-    *,
-    builder: str = "opt_tree",
-    verifier: str = "auto",
-    node_budget: int | None = None,
-    max_depth: int | None = None,
-    builder_options: Mapping[str, Any] | None = None,
-    draft_temperature: float | None = None,
-    tokenizer: Any = None,
-    backend: str = "auto",
-    device: Any = "auto",
-    dtype: Any = "auto",
-) -> SpeculativeDecoder:
-    """Load models and make a decoder.
-
-    Parameters
-    ----------
-    target
-        ``"demo"``, a local folder, a hub id, or a transformers model object.
-    drafter
-        A name of `treespec.drafter_names`, a folder, hub id or model object of a causal language
-        model with the target's tokens, a `Drafter` of your own, or None for plain decoding.
-    backend
-        ``"auto"`` or ``"hf"`` (eager PyTorch).
-    device, dtype
-        ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
-    tokenizer
-        None: the one beside the target.
-
-    The other parameters are those of `SpeculativeDecoder`.
-
-    Examples
-    --------
-    >>> import treespec                                                   # doctest: +SKIP
-    >>> treespec.load("Qwen/Qwen3-8B", drafter="Qwen/Qwen3-0.6B")
-    """
-    if backend not in ("auto", "hf"):
-        raise NotImplementedError(f"load: backend must be 'auto' or 'hf', got {backend!r}")
-    from treespec.targets.hf import load_target
-
-    name = _demo_path(target)
-    model = load_target(name, device, dtype)
-    if tokenizer is None and isinstance(name, str):
-        tokenizer = load_tokenizer(name)
-    context = DrafterContext(model.vocab_size, tokenizer, device, dtype)
-    return SpeculativeDecoder(
-        model,
-        _make_drafter(drafter, context),
-        tokenizer=tokenizer,
-        builder=builder,
-        builder_options=builder_options,
-        verifier=verifier,
-        node_budget=node_budget,
-        max_depth=max_depth,
-        draft_temperature=draft_temperature,
-    )
-
-
-def _demo_path(target: Any) -> Any:
-    if target == "demo":
-        from treespec import demo
-
-        return str(demo.target_path())
-    return str(target) if hasattr(target, "__fspath__") else target
-
-
-def _make_drafter(drafter: Any, context: DrafterContext) -> Drafter | None:
-    if drafter is None:
-        return None
-    if isinstance(drafter, str) and drafter in DRAFTERS:
-        return DRAFTERS[drafter].make(context)
-    if hasattr(drafter, "draft") and hasattr(drafter, "observe"):
-        own: Drafter = drafter
-        return own
-    return make_autoregressive(str(drafter) if hasattr(drafter, "__fspath__") else drafter, context)
-
-
-def pack_bits(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
-    """``[V]`` booleans as ``[ceil(V / 32)]`` uint32 words, lowest bit first."""
-    packed = np.packbits(np.asarray(allowed, dtype=np.bool_), bitorder="little")
-    return np.pad(packed, (0, -len(packed) % 4)).view("<u4").astype(np.uint32)
 
 
 def _is_batch(prompt: Any) -> bool:

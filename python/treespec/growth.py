@@ -112,7 +112,7 @@ def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequ
 
 
 def _as_float32(rows: Any) -> Any:
-    """Scores are float32 sums on every device; narrower or wider rows are converted once, here."""
+    """Scores are float32 sums, in host memory in this version; rows are converted once, here."""
     if isinstance(rows, np.ndarray) or not hasattr(rows, "detach"):
         return np.ascontiguousarray(rows, dtype=np.float32)
-    return rows.detach().float().contiguous()
+    return rows.detach().float().cpu().contiguous()

@@ -26,20 +26,26 @@ struct RoundKey {
   uint32_t position = 0;  ///< absolute position of the round's root
 };
 
-struct PhiloxWords {
-  uint32_t word[4];
+template <class Word>
+struct PhiloxOutput {
+  Word word[4];
 };
+using PhiloxWords = PhiloxOutput<uint32_t>;
 
-/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-TREESPEC_HD PhiloxWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
+/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). Word:
+/// uint32_t, or uint64_t for words kept in 64 bits, which compilers vectorise twice as well.
+template <class Word = uint32_t>
+TREESPEC_HD PhiloxOutput<Word> philox(uint32_t first, uint32_t second, uint32_t third,
+                                      uint32_t fourth, uint64_t seed) {
+  Word c0 = first, c1 = second, c2 = third, c3 = fourth;
   auto k0 = static_cast<uint32_t>(seed);
   auto k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
+    const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * static_cast<uint32_t>(c0);
+    const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * static_cast<uint32_t>(c2);
+    c0 = static_cast<Word>(product1 >> 32) ^ c1 ^ k0;
     c1 = static_cast<uint32_t>(product1);
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<Word>(product0 >> 32) ^ c3 ^ k1;
     c3 = static_cast<uint32_t>(product0);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;

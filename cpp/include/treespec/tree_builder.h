@@ -41,6 +41,8 @@ class TreeBuilder {
   virtual ~TreeBuilder() = default;
   /// The mode of the trees this object builds.
   virtual Proposal proposal() const = 0;
+  /// Whether every tree is a chain: at most one draw per node.
+  virtual bool makes_chains() const { return false; }
   /// Whether it can read this kind of source.
   virtual bool accepts(SourceKind kind) const = 0;
   /// `node_budget` >= 0 counts drafted nodes; `max_depth` is the source's (or INT32_MAX).

@@ -128,10 +128,12 @@ std::unique_ptr<Verifier> make_verifier(std::string_view name);
 /// What "auto" means for a tree: greedy at temperature 0, else by proposal mode.
 std::string_view auto_verifier(Proposal proposal, bool greedy);
 
-/// Refuses a pair that would be biased, naming the verifiers that fit; runs before any work.
-void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law);
-/// The same rule for a mode alone (before any tree exists).
 bool is_lossless(const VerifierInfo& info, Proposal proposal);
+/// Refuses a pair that would be biased, naming the verifiers that fit. `chain`: whether no node has
+/// more than one draw. For a builder, before any work; for a tree, before it is verified.
+void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain);
+/// The same for a tree at hand, and that the law it needs is there.
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law);
 
 /// Checks the pair, verifies, and completes Verdict::tokens. `name` is not "auto".
 Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,

@@ -22,6 +22,7 @@ class Chain final : public TreeBuilder {
   }
 
   Proposal proposal() const override { return proposal_; }
+  bool makes_chains() const override { return true; }
   bool accepts(SourceKind) const override { return true; }
   std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
                                     const RoundKey& key) const override {

@@ -28,6 +28,9 @@ class Kary final : public TreeBuilder {
   }
 
   Proposal proposal() const override { return proposal_; }
+  bool makes_chains() const override {
+    return std::all_of(expansion_.begin(), expansion_.end(), [](int32_t k) { return k == 1; });
+  }
   bool accepts(SourceKind) const override { return true; }
   std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
                                     const RoundKey& key) const override {

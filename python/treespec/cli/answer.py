@@ -16,7 +16,8 @@ from treespec.cli import report
 from treespec.stats import Stats
 
 if TYPE_CHECKING:
-    from treespec.decoder import Piece, RoundRecord, SpeculativeDecoder
+    from treespec.decoder import SpeculativeDecoder
+    from treespec.generation import Piece, RoundRecord
 
 _ACCEPTED_COLOR = typer.colors.GREEN
 

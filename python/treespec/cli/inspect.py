@@ -16,7 +16,8 @@ from treespec.cli.pictures import save_picture, terminal_tree
 from treespec.cli.round_view import RoundView, token_label, view_round
 
 if TYPE_CHECKING:
-    from treespec.decoder import RoundRecord, SpeculativeDecoder
+    from treespec.decoder import SpeculativeDecoder
+    from treespec.generation import RoundRecord
 
 SUMMARY = "Show the tree of one round: what was guessed, what was accepted."
 
@@ -60,7 +61,7 @@ def inspect(
 
     How another builder spends the same 16 guesses:
 
-        treespec inspect "def main():" --builder sequoia --nodes 16
+        treespec inspect "def main():" --builder kary --nodes 16
     """
     text = prompt.read()
     decoder = models.load()

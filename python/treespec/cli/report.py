@@ -17,7 +17,7 @@ from treespec.stats import MODEL_STEPS, Stats
 
 if TYPE_CHECKING:
     from treespec.cli.answer import Answer
-    from treespec.decoder import GenerateResult
+    from treespec.generation import GenerateResult
 
 BAR_WIDTH = 24
 DERIVED = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treespec.decoder import RoundRecord
+    from treespec.generation import RoundRecord
 
 ROOT = 0
 

@@ -79,6 +79,7 @@ class AutoregressiveDrafter:
     """
 
     needs = Needs()
+    source_kind = "Expander"
 
     def __init__(
         self,

@@ -97,9 +97,12 @@ class Drafter(Protocol):
     ----------
     needs
         The target states that `begin` and `observe` must be given.
+    source_kind
+        What `draft` returns: ``"Expander"``, ``"Marginals"``, ``"Transitions"`` or ``"Trie"``.
     """
 
     needs: Needs
+    source_kind: str
 
     def begin(
         self, prompt_ids: npt.NDArray[np.integer[Any]], states: TargetStates | None, capacity: int

@@ -43,6 +43,7 @@ class IndexDrafter:
     """
 
     needs = Needs()
+    source_kind = "Trie"
     make_index: ClassVar[Callable[..., TextIndex]]
 
     def __init__(self, **options: Any) -> None:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`load`: from names, paths and model objects to a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from treespec.decoder import SpeculativeDecoder
+from treespec.drafts import DRAFTERS, DrafterContext, make_autoregressive
+from treespec.drafts.base import Drafter
+from treespec.text import load_tokenizer
+
+
+def load(
+    target: Any = "demo",
+    drafter: Any = "demo",
+    *,
+    builder: str = "opt_tree",
+    verifier: str = "auto",
+    node_budget: int | None = None,
+    max_depth: int | None = None,
+    builder_options: Mapping[str, Any] | None = None,
+    draft_temperature: float | None = None,
+    tokenizer: Any = None,
+    backend: str = "auto",
+    device: Any = "auto",
+    dtype: Any = "auto",
+) -> SpeculativeDecoder:
+    """Load models and make a decoder.
+
+    Parameters
+    ----------
+    target
+        ``"demo"``, a local folder, a hub id, or a transformers model object.
+    drafter
+        A name of `treespec.drafter_names`, a folder, hub id or model object of a causal language
+        model with the target's tokens, a `Drafter` of your own, or None for plain decoding.
+    backend
+        ``"auto"`` or ``"hf"`` (eager PyTorch).
+    device, dtype
+        ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
+    tokenizer
+        None: the one beside the target.
+
+    The other parameters are those of `SpeculativeDecoder`.
+
+    Examples
+    --------
+    >>> import treespec
+    >>> treespec.load("Qwen/Qwen3-8B", drafter="Qwen/Qwen3-0.6B")  # doctest: +SKIP
+    """
+    if backend not in ("auto", "hf"):
+        raise NotImplementedError(f"load: backend must be 'auto' or 'hf', got {backend!r}")
+    from treespec.targets.hf import load_target
+
+    name = _demo_path(target)
+    model = load_target(name, device, dtype)
+    if tokenizer is None and isinstance(name, str):
+        tokenizer = load_tokenizer(name)
+    context = DrafterContext(model.vocab_size, tokenizer, device, dtype)
+    return SpeculativeDecoder(
+        model,
+        _make_drafter(drafter, context),
+        tokenizer=tokenizer,
+        builder=builder,
+        builder_options=builder_options,
+        verifier=verifier,
+        node_budget=node_budget,
+        max_depth=max_depth,
+        draft_temperature=draft_temperature,
+    )
+
+
+def _demo_path(target: Any) -> Any:
+    if target == "demo":
+        from treespec import demo
+
+        return str(demo.target_path())
+    return str(target) if hasattr(target, "__fspath__") else target
+
+
+def _make_drafter(drafter: Any, context: DrafterContext) -> Drafter | None:
+    if drafter is None:
+        return None
+    if isinstance(drafter, str) and drafter in DRAFTERS:
+        return DRAFTERS[drafter].make(context)
+    if hasattr(drafter, "draft") and hasattr(drafter, "observe"):
+        own: Drafter = drafter
+        return own
+    return make_autoregressive(str(drafter) if hasattr(drafter, "__fspath__") else drafter, context)
