@@ -264,14 +264,14 @@ class SpeculativeDecoder:
         budget = self.node_budget if self.drafter is not None else 0
         needs = self._needs
         for g in running:
-            g.target_state = self.target.open(len(g._tokens) + budget + 1)
+            g.target_state = self.target.open(g.capacity + budget + 1)
         logits, states = self.target.prefill(
             [g.target_state for g in running], [g.tokens for g in running], needs
         )
         for g, row, own_states in zip(running, logits, states, strict=True):
             verdict = self._verify(g, _core.root_tree(g.root), row[None])
             if self.drafter is not None:
-                g.draft_state = self.drafter.begin(g.tokens, own_states, len(g._tokens) + budget)
+                g.draft_state = self.drafter.begin(g.tokens, own_states, g.capacity + budget)
             g.append(verdict.tokens)
             g.stats.tokens += 1
             if self.drafter is not None:

@@ -99,6 +99,11 @@ class Generation:
         return self._tokens[: self.length]
 
     @property
+    def capacity(self) -> int:
+        """The most tokens it can reach, the prompt included."""
+        return len(self._tokens)
+
+    @property
     def new_tokens(self) -> npt.NDArray[np.int32]:
         return self._tokens[self.prompt_length : self.length]
 
