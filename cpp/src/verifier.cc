@@ -144,8 +144,7 @@ bool is_lossless(const VerifierInfo& info, Proposal proposal) {
 }
 
 void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain) {
-  TREESPEC_CHECK(is_lossless(info, proposal), info.name, ": would bias a ",
-                 proposal_name(proposal),
+  TREESPEC_CHECK(is_lossless(info, proposal), info.name, ": would bias a ", proposal_name(proposal),
                  " tree; verifiers that fit: ", lossless_names(proposal, chain));
   TREESPEC_CHECK(!info.chain_only || chain, info.name,
                  ": tree must be a chain (one draw per node); verifiers that fit: ",
