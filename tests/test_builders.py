@@ -518,3 +518,21 @@ def test_enumerated_trees_are_sound_and_their_probabilities_sum_to_one(mode):
     assert sum(p for _, p in trees) == pytest.approx(1.0, abs=1e-12)
     for tree, _ in trees:
         assert check_tree(tree) == []
+
+
+def test_an_impossible_row_has_no_children_at_any_score_temperature():
+    rows = np.array([[-0.5, -1.0], [-np.inf, -np.inf]], np.float32)
+    source = treespec.Marginals([[1, 2], [3, 4]], rows)
+    for temperature in (1.0, 0.5, 1e-30):
+        tree = treespec.build_tree("opt_tree", source, 6, score_temperature=temperature)
+        assert set(tree.token[1:].tolist()) <= {1, 2} and tree.num_nodes >= 2
+
+
+def test_a_grown_tree_takes_no_more_rows_and_is_finished_once():
+    growth = treespec._core.TreeBuilder("chain").begin(1)
+    growth.supply(np.zeros((1, 1), np.float32))
+    with pytest.raises(ValueError, match="takes no more rows"):
+        growth.supply(np.zeros((0, 1), np.float32))
+    assert growth.finish().num_nodes == 2
+    with pytest.raises(ValueError, match="called once"):
+        growth.finish()

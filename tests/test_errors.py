@@ -57,6 +57,73 @@ ROWS = {
         ValueError,
         r"parent\[1\] must be in \[0, 1\), got 2",
     ),
+    "a NaN in the law of a tree": (
+        lambda: treespec.verify(sampled(draft_probs=np.array([[np.nan, 1], [0, 0]])), HALF),
+        ValueError,
+        r"draft_probs: row of node 0 must not contain NaN",
+    ),
+    "a law that does not sum to 1": (
+        lambda: treespec.verify(sampled(draft_probs=LAW * 3), HALF),
+        ValueError,
+        r"draft_probs: row of node 0 must sum to 1.*got 3",
+    ),
+    "ragged rows": (
+        lambda: treespec.verify(chain(), [[0.5, 0.5], [1.0]]),
+        ValueError,
+        r"target_probs: must be a rectangular array of numbers",
+    ),
+    "rows of another byte order": (
+        lambda: treespec.verify(chain(), HALF.astype(">f8")),
+        ValueError,
+        r"byte order",
+    ),
+    "rows inside records": (
+        lambda: treespec.commit_kv(np.zeros((2, 2), "f4,i2")["f0"], 0, [0]),
+        ValueError,
+        r"whole elements|contiguous",
+    ),
+    "ids beyond 32 bits": (
+        lambda: treespec.TokenTree([0, 2**32 + 1], parent=[-1, 0]),
+        ValueError,
+        r"TokenTree: token: must be 32-bit integers, got 0 to 4294967297",
+    ),
+    "a read-only cache": (
+        lambda: treespec.commit_kv(np.broadcast_to(np.float32(0), (4, 2)), 0, [0]),
+        ValueError,
+        r"read-only|contiguous",
+    ),
+    "a cache that is a list": (
+        lambda: treespec.commit_kv([[0.0], [1.0]], 0, [0, 1]),
+        ValueError,
+        r"writeable",
+    ),
+    "a base that overflows": (
+        lambda: treespec.commit_kv(np.zeros((4, 2)), 2**63 - 2, [0, 1]),
+        ValueError,
+        r"below the number of rows 4",
+    ),
+    "penalties without a text": (
+        lambda: treespec.verify_logits(
+            chain(), HALF, sampling=treespec.SamplingParams(repetition_penalty=1.5)
+        ),
+        ValueError,
+        r"prefix_ids must be given",
+    ),
+    "three arrays of coins": (
+        lambda: treespec.verify(sampled(), HALF, coins=([[0.5], []], [0.5, 0.5], [0.5])),
+        ValueError,
+        r"coins must be \(accept, sample\), got 3",
+    ),
+    "a seed below zero": (
+        lambda: treespec.verify(chain(), HALF, seed=-1),
+        ValueError,
+        r"seed must be an integer in \[0, 2\*\*64\), got -1",
+    ),
+    "a position beyond 32 bits": (
+        lambda: build(position=2**32),
+        ValueError,
+        r"position must be an integer in \[0, 2\*\*32\)",
+    ),
     "unknown proposal": (
         lambda: chain(proposal="magic"),
         ValueError,
@@ -139,7 +206,7 @@ ROWS = {
     "negative budget": (
         lambda: build(node_budget=-1),
         ValueError,
-        r"node_budget must be >= 0, got -1",
+        r"node_budget must be in \[0, 2\*\*31\), got -1",
     ),
     "trie builder on marginals": (
         lambda: build("trie"),
@@ -246,7 +313,7 @@ ROWS = {
     "negative temperature": (
         lambda: treespec.SamplingParams(temperature=-1),
         ValueError,
-        r"SamplingParams: temperature must be finite and >= 0, got -1",
+        r"SamplingParams: temperature must be 0 \(greedy\) or finite and >= 1e-6, got -1",
     ),
     "NaN temperature": (
         lambda: treespec.SamplingParams(temperature=float("nan")),

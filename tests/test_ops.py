@@ -147,11 +147,11 @@ WRONG = {
     ),
     "a list of seeds for one tree": (
         lambda tree, rows: treespec.verify(tree, rows, seed=[1, 2]),
-        "seed must be one value",
+        "seed must be an integer",
     ),
-    "a prefix for a list of trees": (
-        lambda tree, rows: treespec.verify_logits([tree], [rows], prefix_ids=[1]),
-        "tree by tree",
+    "one prefix for a list of two trees": (
+        lambda tree, rows: treespec.verify_logits([tree, tree], [rows, rows], prefix_ids=[[1]]),
+        "prefix_ids must have one entry per tree",
     ),
     "an unknown verifier": (
         lambda tree, rows: treespec.verify(tree, rows, verifier="coin"),
@@ -229,3 +229,43 @@ def test_masks_of_every_format_agree_with_each_other():
         assert torch.equal(additive == 0, torch.from_numpy(mask))
         hidden = additive[additive != 0]
         assert torch.equal(hidden, torch.full_like(hidden, torch.finfo(hidden.dtype).min))
+
+
+def test_coins_and_histories_of_a_list_of_trees_reach_their_tree():
+    trees = [sampled_tree(seed) for seed in (3, 4)]
+    rows = [probs_for(tree, seed) for seed, tree in enumerate(trees)]
+    coins = [
+        ([[0.3] * len(draws) for draws in tree.draws], torch.full((len(tree),), 0.7))
+        for tree in trees
+    ]
+    listed = treespec.verify(trees, rows, coins=coins)
+    for tree, row, own, verdict in zip(trees, rows, coins, listed, strict=True):
+        same(verdict, treespec.verify(tree, row, coins=own))
+
+    sampling = treespec.SamplingParams(frequency_penalty=3.0)
+    texts = [[1, 2, 2, 2], [5, 5]]
+    logits = [logits_for(tree, seed) for seed, tree in enumerate(trees)]
+    listed = treespec.verify_logits(
+        trees, logits, sampling=sampling, prefix_ids=texts, prompt_length=[1, 0], seed=5
+    )
+    for i, verdict in enumerate(listed):
+        one = treespec.verify_logits(
+            trees[i],
+            logits[i],
+            sampling=sampling,
+            prefix_ids=texts[i],
+            prompt_length=[1, 0][i],
+            seed=5,
+        )
+        same(verdict, one)
+
+
+def test_sources_take_torch_tensors_of_any_floating_type():
+    token = torch.tensor([[0, 1], [2, 3]])
+    logprob = torch.tensor([[0.5, 0.25], [0.5, 0.5]]).log()
+    wanted = treespec.build_tree("opt_tree", treespec.Marginals(token, logprob), 3)
+    for given in (logprob.clone().requires_grad_(), logprob.double()):
+        tree = treespec.build_tree("opt_tree", treespec.Marginals(token, given), 3)
+        assert tree.path_logprob.tolist() == wanted.path_logprob.tolist()
+    rounded = treespec.Marginals(token, logprob.bfloat16())
+    assert treespec.build_tree("opt_tree", rounded, 3).token.tolist() == wanted.token.tolist()

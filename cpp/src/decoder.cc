@@ -325,6 +325,10 @@ class SpeculativeDecoder::Run {
     TREESPEC_CHECK(!text_.empty(), "generate: prompt must have at least one token, got none");
     check_tokens(text_, vocab_size_, "generate: prompt tokens");
     check_sampling(options_.sampling);
+    for (const auto& [token, bias] : options_.sampling.logit_bias) {
+      TREESPEC_CHECK(token < vocab_size_, "generate: logit_bias ids must be in [0, ", vocab_size_,
+                     "), got ", token);
+    }
     TREESPEC_CHECK(
         options_.max_new_tokens >= 0 && prompt_length_ <= INT32_MAX - options_.max_new_tokens,
         "generate: max_new_tokens must be at least 0 and below 2^31 with the prompt, got ",
@@ -368,6 +372,7 @@ SpeculativeDecoder::SpeculativeDecoder(TargetModel& target, DraftModel* draft,
       options_(checked(options)),
       builder_(make_builder(options.builder, options.builder_options)) {
   check_models(target, draft);
+  builder_->begin(options_.node_budget, INT32_MAX, {});  // refuses a budget its options do not fit
   if (options_.verifier == "auto") return;
   const VerifierInfo& info = verifier_info(options_.verifier);
   if (is_lossy(info) && options_.lossy) return;

@@ -192,8 +192,10 @@ void check_sampling(const SamplingParams& params) {
   const auto rule = [](bool sound, const char* name, const char* range, auto value) {
     TREESPEC_CHECK(sound, "SamplingParams: ", name, " must be ", range, ", got ", value);
   };
-  rule(params.temperature >= 0.0 && std::isfinite(params.temperature), "temperature",
-       "finite and >= 0", params.temperature);
+  // Below the limit a division of float32 logits could overflow.
+  rule(params.temperature == 0.0 ||
+           (params.temperature >= 1e-6 && std::isfinite(params.temperature)),
+       "temperature", "0 (greedy) or finite and >= 1e-6", params.temperature);
   rule(params.top_k >= 0, "top_k", ">= 0 (0 is off)", params.top_k);
   rule(params.top_p > 0.0 && params.top_p <= 1.0, "top_p", "in (0, 1]", params.top_p);
   rule(params.min_p >= 0.0 && params.min_p < 1.0, "min_p", "in [0, 1)", params.min_p);

@@ -103,10 +103,22 @@ void check_siblings(const TokenTree& tree, Violations& bad) {
   }
 }
 
+/// Rows partition the entries.
+bool rows_fit(const DraftRows& rows) {
+  return !rows.row_offset.empty() && rows.row_offset.front() == 0 &&
+         rows.row_offset.back() == static_cast<int64_t>(rows.prob.size()) &&
+         rows.token.size() == rows.prob.size() &&
+         std::is_sorted(rows.row_offset.begin(), rows.row_offset.end());
+}
+
 /// Every node that drew has a row.
 void check_law_rows(const TokenTree& tree, Violations& bad) {
   const DraftRows& rows = tree.draft_probs;
   if (rows.empty()) return;
+  if (!rows_fit(rows)) {
+    bad.add("draft_probs row_offset must ascend from 0 to the number of tokens and of prob");
+    return;
+  }
   if (rows.row_of_node.size() != tree.token.size()) {
     bad.add("draft_probs must have a row index per node, got ", rows.row_of_node.size());
     return;
@@ -122,12 +134,11 @@ void check_law_rows(const TokenTree& tree, Violations& bad) {
   }
 }
 
-void check_law_sums(const TokenTree& tree, Violations& bad) {
+void check_law_values(const TokenTree& tree, Violations& bad) {
   const DraftRows& rows = tree.draft_probs;
   for (size_t r = 0; r + 1 < rows.row_offset.size(); ++r) {
-    double sum = 0.0;
-    for (int64_t e = rows.row_offset[r]; e < rows.row_offset[r + 1]; ++e) sum += rows.prob[e];
-    if (!(std::abs(sum - 1.0) <= 1e-3)) bad.add("draft_probs row ", r, " must sum to 1, got ", sum);
+    const std::string problem = law_row_problem(rows, static_cast<int32_t>(r));
+    if (!problem.empty()) bad.add("draft_probs row ", r, " ", problem);
   }
 }
 
@@ -226,9 +237,25 @@ void complete_tree(TokenTree& tree) {
 std::vector<std::string> check_tree(const TokenTree& tree) {
   Violations bad;
   check_structure(tree, bad);
-  if (bad.none()) check_law_sums(tree, bad);
+  if (bad.none()) check_law_values(tree, bad);
   if (bad.none()) check_drawn(tree, bad);
   return bad.take();
+}
+
+std::string law_row_problem(const DraftRows& rows, int32_t row) {
+  double sum = 0.0;
+  int32_t previous = -1;
+  for (int64_t e = rows.row_offset[row]; e < rows.row_offset[row + 1]; ++e) {
+    if (rows.token[e] <= previous || rows.token[e] >= rows.vocab_size) {
+      return detail::message("must have ascending tokens below ", rows.vocab_size, ", got ",
+                             rows.token[e], " after ", previous);
+    }
+    if (!(rows.prob[e] >= 0.0f)) return "must not contain NaN or negative entries";
+    previous = rows.token[e];
+    sum += rows.prob[e];
+  }
+  if (std::abs(sum - 1.0) <= 1e-3) return {};
+  return detail::message("must sum to 1 within 0.001, got ", sum);
 }
 
 void require_sound(const char* who, const TokenTree& tree) {

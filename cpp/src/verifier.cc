@@ -110,6 +110,8 @@ void DraftLaw::load(int32_t node, int32_t vocab_size, double* probs) const {
     return;
   }
   const int32_t row = rows_->row_of_node[node];
+  const std::string problem = law_row_problem(*rows_, row);
+  TREESPEC_CHECK(problem.empty(), "draft_probs: row of node ", node, " ", problem);
   for (int64_t e = rows_->row_offset[row]; e < rows_->row_offset[row + 1]; ++e) {
     probs[rows_->token[e]] = rows_->prob[e];
   }

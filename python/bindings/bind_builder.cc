@@ -85,8 +85,8 @@ TokenTree build(const NamedBuilder& self, const PySource& source, int32_t node_b
                 int32_t root_token) {
   check_source(*self.builder, self.name, source.source->kind());
   const int32_t depth = std::min(max_depth, source.source->max_depth());
+  // The lock stays held: a source serves one growth at a time, and a table takes microseconds.
   const auto growth = begin(self, node_budget, depth, seed, sequence_id, position);
-  const py::gil_scoped_release release;
   while (!growth->frontier().empty()) growth->supply(source.source->rows(growth->frontier()));
   return finish(*growth, root_token);
 }

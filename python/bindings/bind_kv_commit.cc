@@ -25,6 +25,7 @@ class KvBuffers {
  private:
   /// `[..., rows, dim]`; the innermost leading axis is the buffer's outer one.
   void add(BorrowedArray array) {
+    TREESPEC_CHECK(array.writeable, "KvBuffers: arrays must be writeable, got a read-only one");
     const int64_t n = array.ndim();
     TREESPEC_CHECK(n >= 2 && (array.shape[static_cast<size_t>(n - 1)] <= 1 ||
                               array.stride[static_cast<size_t>(n - 1)] == 1),

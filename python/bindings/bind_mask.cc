@@ -15,6 +15,7 @@ void fill_mask(const py::object& parent, const py::object& depth, int32_t first,
   const BorrowedArray target = borrow(out, "mask: out");
   const int64_t rows = parents.size() - first;
   const int64_t width = prefix_length + static_cast<int64_t>(parents.size());
+  TREESPEC_CHECK(target.writeable, "mask: out must be writeable, got a read-only array");
   const bool fits = target.ndim() == 2 && target.shape[0] == rows && target.shape[1] == width &&
                     (rows <= 1 || target.stride[0] == width) &&
                     (width <= 1 || target.stride[1] == 1);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind_source.h"
 
+#include <type_traits>
+
 #include "bindings.h"
+#include "dlpack_view.h"
 #include "treespec/error.h"
 
 namespace treespec::python {
@@ -10,11 +13,20 @@ namespace {
 template <class T>
 using Dense = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+/// Anything array-like as NumPy has it; torch tensors in any floating dtype become float32.
+template <class T>
+py::array plain_array(const py::object& values, const char* name) {
+  if constexpr (std::is_same_v<T, int32_t>) return whole_numbers(values, name);
+  const bool tensor = py::hasattr(values, "detach");
+  const py::object plain = tensor ? values.attr("detach")().attr("float")() : values;
+  return py::module_::import("numpy").attr("asarray")(plain);
+}
+
 /// A private, contiguous copy with the wanted number of dimensions.
 template <class T>
 Dense<T> own(const py::object& values, py::ssize_t ndim, const char* name) {
-  const auto array = Dense<T>::ensure(values);
-  if (!array) throw py::error_already_set();
+  const auto array = Dense<T>::ensure(plain_array<T>(values, name));
+  TREESPEC_CHECK(static_cast<bool>(array), name, " must be numbers");
   TREESPEC_CHECK(array.ndim() == ndim, name, " must have ", ndim, " dimensions, got ",
                  array.ndim());
   return py::cast<Dense<T>>(array.attr("copy")());

@@ -98,7 +98,7 @@ void bind_tree(py::module_& m) {
 Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
 draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
 only). `draft_probs`: [N, V] rows the first child of each node was drawn from.)")
-      .def(py::init(&make_tree), py::kw_only(), py::arg("token"), py::arg("parent"),
+      .def(py::init(&make_tree), py::arg("token"), py::kw_only(), py::arg("parent"),
            py::arg("proposal") = "deterministic", py::arg("draws") = py::none(),
            py::arg("draft_probs") = py::none())
       .def("__len__", &TokenTree::num_nodes)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dlpack_view.h"
 
+#include <string_view>
+
 #include "treespec/error.h"
 
 namespace treespec::python {
@@ -27,22 +29,42 @@ constexpr int32_t kCpu = 1;
 constexpr uint8_t kFloatCode = 2;
 constexpr uint8_t kBFloatCode = 4;
 
-BorrowedArray borrow_numpy(const py::array& array) {
+BorrowedArray borrow_numpy(const py::array& array, const char* name) {
+  const py::ssize_t item = array.itemsize();
+  const char order = array.dtype().byteorder();
+  TREESPEC_CHECK(item > 0 && (order == '=' || order == '|'), name,
+                 ": must have elements in this machine's byte order");
   BorrowedArray out;
   out.owner = array;
   out.data = const_cast<void*>(array.data());
+  out.writeable = array.writeable();
   out.is_float = array.dtype().kind() == 'f';
-  out.bits = static_cast<int>(array.itemsize()) * 8;
+  out.bits = static_cast<int>(item) * 8;
   for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+    TREESPEC_CHECK(array.strides(d) % item == 0, name,
+                   ": must have strides of whole elements; call np.ascontiguousarray first");
     out.shape.push_back(array.shape(d));
-    out.stride.push_back(array.strides(d) / array.itemsize());
+    out.stride.push_back(array.strides(d) / item);
   }
   return out;
 }
 
+/// A list of numbers, or of lists of them, as a float64 array.
+BorrowedArray borrow_sequence(const py::object& values, const char* name) {
+  const auto array = py::array_t<double, py::array::c_style>::ensure(values);
+  TREESPEC_CHECK(static_cast<bool>(array), name, ": must be a rectangular array of numbers");
+  BorrowedArray out = borrow_numpy(array, name);
+  out.writeable = false;  // a copy: what is written to it would be lost
+  return out;
+}
+
 BorrowedArray borrow_dlpack(const py::object& array, const char* name) {
-  const py::object owner = array.attr("__dlpack__")();  // frees the tensor view when it dies
+  // torch refuses to export a tensor that requires gradients; its detached twin shares the memory.
+  const py::object plain = py::hasattr(array, "detach") ? array.attr("detach")() : array;
+  const py::object owner = plain.attr("__dlpack__")();  // frees the tensor view when it dies
   const auto capsule = py::reinterpret_borrow<py::capsule>(owner);
+  TREESPEC_CHECK(std::string_view(capsule.name()) == "dltensor", name,
+                 ": must export an unversioned DLPack capsule");
   const auto* tensor = static_cast<const DLTensor*>(capsule.get_pointer());
   if (tensor->device.type != kCpu) {
     throw Unsupported(detail::message(
@@ -72,11 +94,9 @@ std::string BorrowedArray::shape_text() const {
 }
 
 BorrowedArray borrow(const py::object& array, const char* name) {
-  if (py::isinstance<py::array>(array)) return borrow_numpy(py::cast<py::array>(array));
+  if (py::isinstance<py::array>(array)) return borrow_numpy(py::cast<py::array>(array), name);
   if (py::hasattr(array, "__dlpack__")) return borrow_dlpack(array, name);
-  if (py::isinstance<py::sequence>(array)) {
-    return borrow_numpy(py::array_t<double, py::array::c_style>::ensure(array));
-  }
+  if (py::isinstance<py::sequence>(array)) return borrow_sequence(array, name);
   throw py::type_error(detail::message(name, ": must be an array (NumPy or DLPack), got ",
                                        py::str(py::type::of(array)).cast<std::string>()));
 }
@@ -98,12 +118,24 @@ RowsView rows_view(const BorrowedArray& array, const char* name) {
   return {array.data, float_dtype(array, name), array.shape[0], array.shape[1], array.stride[0]};
 }
 
+py::array whole_numbers(const py::object& values, const char* name) {
+  const py::object plain = py::hasattr(values, "detach") ? values.attr("detach")() : values;
+  const py::array array = py::module_::import("numpy").attr("asarray")(plain);
+  const char kind = array.dtype().kind();
+  TREESPEC_CHECK(kind == 'i' || kind == 'u' || array.size() == 0, name, ": must be integers");
+  if (array.itemsize() > 4 || (kind == 'u' && array.itemsize() == 4)) {
+    const auto any = [&](const char* operation, int64_t bound) {
+      return array.size() > 0 && array.attr(operation)(bound).attr("any")().cast<bool>();
+    };
+    TREESPEC_CHECK(!any("__lt__", INT32_MIN) && !any("__gt__", INT32_MAX), name,
+                   ": must be 32-bit integers, got ", std::string(py::str(array.attr("min")())),
+                   " to ", std::string(py::str(array.attr("max")())));
+  }
+  return array;
+}
+
 IntArray int_array(const py::object& values, const char* name) {
-  const auto array = py::array::ensure(values);
-  if (!array) PyErr_Clear();
-  const char kind = array ? array.dtype().kind() : '?';
-  TREESPEC_CHECK(kind == 'i' || kind == 'u' || (array && array.size() == 0), name,
-                 ": must be integers");
+  const py::array array = whole_numbers(values, name);
   TREESPEC_CHECK(array.ndim() == 1, name, ": must be one-dimensional, got ", array.ndim(),
                  " dimensions");
   return IntArray::ensure(array);

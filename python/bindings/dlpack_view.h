@@ -20,6 +20,7 @@ namespace py = pybind11;
 struct BorrowedArray {
   py::object owner;
   void* data = nullptr;
+  bool writeable = true;
   bool is_float = false;
   int bits = 0;
   bool is_bfloat = false;
@@ -40,6 +41,8 @@ DType float_dtype(const BorrowedArray& array, const char* name);
 /// `[rows, width]` floats with contiguous rows.
 RowsView rows_view(const BorrowedArray& array, const char* name);
 
+/// Integers that fit 32 bits, as NumPy has them; throws InvalidArgument for others, nothing wraps.
+py::array whole_numbers(const py::object& values, const char* name);
 /// A C-contiguous int32 copy-if-needed of any integer array or sequence, one-dimensional.
 using IntArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 IntArray int_array(const py::object& values, const char* name);

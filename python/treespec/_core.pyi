@@ -15,7 +15,7 @@ class TokenTree:
     draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
     only). `draft_probs`: [N, V] rows the first child of each node was drawn from.
     """
-    def __init__(self, *, token: typing.Any, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None) -> None:
+    def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None) -> None:
         ...
     def __len__(self) -> int:
         ...

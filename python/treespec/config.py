@@ -26,7 +26,7 @@ class SamplingParams:
     Parameters
     ----------
     temperature
-        0 is greedy.
+        0 is greedy; else at least 1e-6.
     top_k
         Keep the k largest and all ties of the k-th; 0 is off.
     top_p
@@ -99,6 +99,15 @@ class SamplingParams:
             presence_penalty=float(self.presence_penalty),
             frequency_penalty=float(self.frequency_penalty),
             logit_bias={int(token): float(bias) for token, bias in self.logit_bias.items()},
+        )
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change a row."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
         )
 
     @property

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,12 @@ from treespec.text import encode
 
 OnRound = Callable[[RoundRecord], None]
 
-# Node budgets that pay where a forward is bound by arithmetic (CPU) and by reading weights (GPU).
-_NODE_BUDGETS = {"cpu": 16, "cuda": 60}
-_CHAIN_LENGTH = 5
+# What pays by device: on a CPU a forward over more rows costs more, on a GPU reading the weights
+# dominates. The CPU's figures were measured (benchmarks/README.md), the GPU's are the papers'.
+_NODE_BUDGETS = {"cpu": 8, "cuda": 60}
+_CHAIN_LENGTHS = {"cpu": 2, "cuda": 5}
+# OPT-Tree's threshold for drafters that pay for every layer: expected tokens a layer must add.
+_THRESHOLDS = {"cpu": 0.4, "cuda": 0.0}
 
 
 class SpeculativeDecoder:
@@ -47,7 +51,8 @@ class SpeculativeDecoder:
         A name of `treespec.verifier_names`, or ``"auto"``: greedy at temperature 0, else by the
         builder's proposal mode.
     node_budget, max_depth
-        Most drafted nodes per round, and their depth; None: what suits builder and device.
+        Most drafted nodes per round, and their depth; None: what suits builder and device. So does
+        the threshold of opt_tree, when the drafter is a model and `builder_options` has none.
     draft_temperature
         Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
         target's own temperature, top-k and top-p for sampled ones.
@@ -73,10 +78,12 @@ class SpeculativeDecoder:
         max_depth: int | None = None,
         draft_temperature: float | None = None,
     ) -> None:
+        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         options = dict(builder_options or {})
         if max_depth is not None:
             options["max_depth"] = max_depth
-        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        if builder == "opt_tree" and drafter is not None and drafter.source_kind == "Expander":
+            options.setdefault("threshold", self._by_device(_THRESHOLDS))
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth") or UNLIMITED
@@ -98,9 +105,12 @@ class SpeculativeDecoder:
             )
 
     def _default_budget(self) -> int:
-        if self.builder_name == "chain":
-            return _CHAIN_LENGTH
-        return _NODE_BUDGETS.get(self.target.device.type, _NODE_BUDGETS["cuda"])
+        return int(
+            self._by_device(_CHAIN_LENGTHS if self.builder_name == "chain" else _NODE_BUDGETS)
+        )
+
+    def _by_device(self, table: Mapping[str, float]) -> float:
+        return table.get(self.target.device.type, table["cuda"])
 
     # --- what users call -----------------------------------------------------------------------
 
@@ -213,6 +223,12 @@ class SpeculativeDecoder:
             raise ValueError(
                 f"generate: temperature must be 0 with verifier 'greedy', got {params.temperature}"
             )
+        for token in params.logit_bias:
+            if not 0 <= token < self.target.vocab_size:
+                raise ValueError(
+                    f"generate: logit_bias ids must be in [0, {self.target.vocab_size}), "
+                    f"got {token}"
+                )
         out = []
         for place, (prompt, own_seed, own_id) in enumerate(zip(prompts, seeds, ids, strict=True)):
             token_ids = encode(self.tokenizer, prompt)
@@ -278,12 +294,14 @@ class SpeculativeDecoder:
                 self.drafter.observe(g.draft_state, verdict.tokens, None)
 
     def _close(self, generations: Sequence[Generation]) -> None:
-        for g in generations:
-            if g.target_state is not None:
-                self.target.close(g.target_state)
-            if self.drafter is not None and g.draft_state is not None:
-                self.drafter.end(g.draft_state)
-            g.target_state = g.draft_state = None
+        """Free all states, also when freeing one of them raises."""
+        with ExitStack() as stack:
+            for g in generations:
+                if g.target_state is not None:
+                    stack.callback(self.target.close, g.target_state)
+                if self.drafter is not None and g.draft_state is not None:
+                    stack.callback(self.drafter.end, g.draft_state)
+                g.target_state = g.draft_state = None
 
     # --- the round -----------------------------------------------------------------------------
 

@@ -70,7 +70,9 @@ def build_tree(
     [-1, 0, 1, 0]
     """
     builder = _core.TreeBuilder(name, **options)
-    key = RoundKey(seed, sequence_id, position)
+    key = _key(seed, sequence_id, position)
+    if not 0 <= node_budget < 2**31:
+        raise ValueError(f"{name}: node_budget must be in [0, 2**31), got {node_budget}")
     return grow_tree(builder, source, node_budget, key=key, root_token=root_token)
 
 
@@ -135,7 +137,7 @@ def verify(
     seed: int | Sequence[int] = 0,
     sequence_id: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
-    coins: tuple[Any, Any] | None = None,
+    coins: Any = None,
 ) -> Any:
     """Keep the longest path the target itself could have produced, and draw one more token.
 
@@ -154,7 +156,7 @@ def verify(
     coins
         ``(accept, sample)`` in place of the generator: ``accept[i][j]`` tests draw j of node i
         (accepted iff below the probability), ``sample[i]`` draws a token at node i by inverse CDF
-        in ascending id. For exact tests; not for target_only.
+        in ascending id. For exact tests; not for target_only. A list of pairs for a list of trees.
 
     Returns
     -------
@@ -167,18 +169,18 @@ def verify(
         biased (the message names the verifiers that fit).
     """
     if not isinstance(tree, TokenTree):
-        laws = _column("draft_probs", draft_probs, len(tree))
         return [
-            verify(one, rows, law, verifier, seed=key[0], sequence_id=key[1], position=key[2])
-            for one, rows, law, key in zip(
+            verify(one, rows, law, verifier, **key._asdict(), coins=own)
+            for one, rows, law, key, own in zip(
                 tree,
                 _column("target_probs", target_probs, len(tree)),
-                laws,
+                _column("draft_probs", draft_probs, len(tree)),
                 _keys(seed, sequence_id, position, len(tree)),
+                _column("coins", coins, len(tree)),
                 strict=True,
             )
         ]
-    accept, sample = coins if coins is not None else (None, None)
+    accept, sample = (None, None) if coins is None else _coins(coins)
     key = _key(seed, sequence_id, position)
     return _core.verify(tree, target_probs, draft_probs, verifier, *key, accept, sample)
 
@@ -191,8 +193,8 @@ def verify_logits(
     verifier: str = "auto",
     *,
     prefix_ids: Any = None,
-    prompt_length: int = 0,
-    allowed_tokens: npt.NDArray[np.uint32] | None = None,
+    prompt_length: Any = 0,
+    allowed_tokens: Any = None,
     seed: int | Sequence[int] | None = None,
     sequence_id: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
@@ -206,7 +208,7 @@ def verify_logits(
     sampling
         The processors; temperature 1 without any when None.
     prefix_ids
-        Committed tokens, the root last, for penalties; needed when `sampling` has any.
+        Committed tokens, the root last; must be given when `sampling` has penalties.
     prompt_length
         How many of `prefix_ids` are prompt.
     allowed_tokens
@@ -221,22 +223,31 @@ def verify_logits(
     params = sampling if sampling is not None else SamplingParams()
     own_seed = params.seed if seed is None else seed
     if not isinstance(tree, TokenTree):
-        if prefix_ids is not None or allowed_tokens is not None:
-            raise ValueError(
-                "verify_logits: prefix_ids and allowed_tokens must be given tree by tree"
-            )
         return [
             verify_logits(
-                one, rows, law, params, verifier, seed=key[0], sequence_id=key[1], position=key[2]
+                one,
+                rows,
+                law,
+                params,
+                verifier,
+                prefix_ids=prefix,
+                prompt_length=length,
+                allowed_tokens=allowed,
+                **key._asdict(),
             )
-            for one, rows, law, key in zip(
+            for one, rows, law, prefix, length, allowed, key in zip(
                 tree,
                 _column("target_logits", target_logits, len(tree)),
                 _column("draft_probs", draft_probs, len(tree)),
+                _column("prefix_ids", prefix_ids, len(tree)),
+                _column("prompt_length", prompt_length, len(tree)),
+                _column("allowed_tokens", allowed_tokens, len(tree)),
                 _keys(own_seed, sequence_id, position, len(tree)),
                 strict=True,
             )
         ]
+    if prefix_ids is None and params.has_penalties:
+        raise ValueError("verify_logits: prefix_ids must be given, the penalties count them")
     return _core.verify_logits(
         tree,
         target_logits,
@@ -250,11 +261,28 @@ def verify_logits(
     )
 
 
+_KEY_BITS = {"seed": 64, "sequence_id": 32, "position": 32}
+
+
 def _key(seed: Any, sequence_id: Any, position: Any) -> RoundKey:
-    for name, value in (("seed", seed), ("sequence_id", sequence_id), ("position", position)):
-        if not np.isscalar(value):
-            raise ValueError(f"verify: {name} must be one value for one tree, got {value!r}")
-    return RoundKey(seed, sequence_id, position)
+    key = RoundKey(seed, sequence_id, position)
+    for name, value in key._asdict().items():
+        whole = isinstance(value, int | np.integer)
+        if not whole or not 0 <= int(value) < 2 ** _KEY_BITS[name]:
+            raise ValueError(
+                f"treespec: {name} must be an integer in [0, 2**{_KEY_BITS[name]}), got {value!r}"
+            )
+    return key
+
+
+def _coins(coins: Any) -> tuple[list[list[float]], list[float]]:
+    """The two arrays as lists; NumPy and torch alike."""
+    if len(coins) != 2:
+        raise ValueError(f"verify: coins must be (accept, sample), got {len(coins)} arrays")
+    accept, sample = coins
+    return [np.asarray(row, dtype=float).tolist() for row in accept], np.asarray(
+        sample, dtype=float
+    ).tolist()
 
 
 def _keys(seed: Any, sequence_id: Any, position: Any, count: int) -> list[RoundKey]:

@@ -31,7 +31,8 @@ struct CandidateRow {
 enum class SourceKind : uint8_t { kMarginals, kTransitions, kExpander, kTrie };
 std::string_view source_name(SourceKind kind);
 
-/// Gives candidate rows on demand. Rows stay valid until the next call on the same source.
+/// Gives candidate rows on demand. Rows stay valid until the next call on the same source: one
+/// thread, one growth at a time.
 class CandidateSource {
  public:
   virtual ~CandidateSource() = default;

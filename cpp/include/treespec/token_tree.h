@@ -30,8 +30,8 @@ struct DraftRows {
   int32_t vocab_size = 0;            ///< 0: there is no law
   std::vector<int32_t> row_of_node;  ///< [N], -1: the node drew nothing
   std::vector<int64_t> row_offset;   ///< [R + 1], starts with 0
-  std::vector<int32_t> token;  ///< ascending in a row; empty: rows are dense, entry j is token j
-  std::vector<float> prob;     ///< sums to 1 in a row, up to float rounding
+  std::vector<int32_t> token;        ///< ascending in a row, in [0, vocab_size)
+  std::vector<float> prob;           ///< sums to 1 in a row, up to float rounding
 
   bool empty() const { return vocab_size == 0; }
 };
@@ -67,8 +67,11 @@ void complete_tree(TokenTree& tree);
 /// Every violated invariant in words; empty for a sound tree. Changes nothing, never throws.
 std::vector<std::string> check_tree(const TokenTree& tree);
 
+/// What is wrong with a row of a law ("must sum to 1, got 0.5"); empty if nothing is.
+std::string law_row_problem(const DraftRows& rows, int32_t row);
+
 /// Throws InvalidArgument with the first violation of topology or draws. Does not read the law's
-/// probabilities, so that it costs nothing beside a round.
+/// probabilities, which verifiers check row by row, so that it costs nothing beside a round.
 void require_sound(const char* who, const TokenTree& tree);
 
 /// Expected accepted length by the draft's own scores: sum over drafted nodes of exp(path_logprob).

@@ -45,7 +45,7 @@ class FixedWidthGrowth final : public FrontierGrowth {
     }
   }
 
-  TokenTree finish() override;
+  TokenTree assemble() override;
 
  protected:
   void grow(ArrayView<const CandidateRow> rows) override;
@@ -175,7 +175,7 @@ int32_t FixedWidthGrowth::add_child(int32_t node, const CandidateRow& row, int32
   return child;
 }
 
-TokenTree FixedWidthGrowth::finish() {
+TokenTree FixedWidthGrowth::assemble() {
   tree_.draw_offset = {0};
   for (const auto& of_node : draws_) {
     tree_.draw.insert(tree_.draw.end(), of_node.begin(), of_node.end());

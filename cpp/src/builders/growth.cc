@@ -14,7 +14,16 @@ constexpr float kLargestLogprob = 1e-3f;
 
 }  // namespace
 
+TokenTree FrontierGrowth::finish() {
+  TREESPEC_CHECK(frontier_.empty() && !finished_,
+                 "TreeGrowth::finish: must be called once, after the frontier is empty");
+  finished_ = true;
+  return assemble();
+}
+
 void FrontierGrowth::supply(ArrayView<const CandidateRow> rows) {
+  TREESPEC_CHECK(!frontier_.empty(),
+                 "TreeGrowth::supply: the tree is grown, it takes no more rows");
   TREESPEC_CHECK(rows.size() == static_cast<int64_t>(frontier_.size()),
                  "TreeGrowth::supply: rows must be one per frontier node (", frontier_.size(),
                  "), got ", rows.size());

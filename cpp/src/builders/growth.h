@@ -14,8 +14,13 @@ class FrontierGrowth : public TreeGrowth {
   ArrayView<const FrontierNode> frontier() const final { return frontier_; }
   /// Checks count and values, then lets the builder grow.
   void supply(ArrayView<const CandidateRow> rows) final;
+  /// Once, with an empty frontier.
+  TokenTree finish() final;
 
  protected:
+  /// The tree, when growing is over.
+  virtual TokenTree assemble() = 0;
+
   /// Score of a child. A rounded-up log-probability counts as 0: no child may outrank its parent.
   static float child_score(float parent_score, float logprob) {
     return parent_score + (logprob < 0.0f ? logprob : 0.0f);
@@ -35,6 +40,7 @@ class FrontierGrowth : public TreeGrowth {
  private:
   std::vector<FrontierNode> frontier_;
   int32_t handed_ = 0;
+  bool finished_ = false;
 };
 
 }  // namespace treespec

@@ -52,7 +52,7 @@ class LayeredGrowth final : public FrontierGrowth {
     }
   }
 
-  TokenTree finish() override;
+  TokenTree assemble() override;
 
  protected:
   void grow(ArrayView<const CandidateRow> rows) override {
@@ -97,19 +97,22 @@ class LayeredGrowth final : public FrontierGrowth {
 
 CandidateRow LayeredGrowth::sharpened(CandidateRow row) {
   if (options_.score_temperature == 1.0 || row.size == 0) return row;
+  const float top = row::max(row.logprob, row.size);
+  if (top == kImpossible) return row;
   scratch_.resize(static_cast<size_t>(row.size));
   weights_.resize(static_cast<size_t>(row.size));
   const double inverse = 1.0 / options_.score_temperature;
   for (int32_t k = 0; k < row.size; ++k) {
-    scratch_[k] = static_cast<float>(static_cast<double>(row.logprob[k]) * inverse);
+    // Relative to the top first: no temperature, however small, can lose the likeliest token.
+    const double relative = static_cast<double>(row.logprob[k]) - static_cast<double>(top);
+    scratch_[k] = static_cast<float>(relative * inverse);
   }
-  const double top = row::exp_row(scratch_.data(), row.size, weights_.data());
+  row::exp_row(scratch_.data(), row.size, weights_.data());
   const double mass = shared::from_raw_fixed(row::raw_fixed_sum(weights_.data(), row.size));
   // mass may exceed 1, so ln(mass) = -ln(1 / mass)
-  const double log_normaliser = top - shared::log_unit(1.0 / mass);
+  const double log_normaliser = -shared::log_unit(1.0 / mass);
   for (int32_t k = 0; k < row.size; ++k) {
-    const auto value = static_cast<float>(static_cast<double>(scratch_[k]) - log_normaliser);
-    scratch_[k] = value > 0.0f ? 0.0f : value;
+    scratch_[k] = static_cast<float>(static_cast<double>(scratch_[k]) - log_normaliser);
   }
   row.logprob = scratch_.data();
   return row;
@@ -187,7 +190,7 @@ void LayeredGrowth::open_layer() {
   }
 }
 
-TokenTree LayeredGrowth::finish() {
+TokenTree LayeredGrowth::assemble() {
   std::sort(kept_.begin(), kept_.end(),
             [this](int32_t a, int32_t b) { return before(pool_[a], pool_[b]); });
   std::vector<int32_t> id_of(pool_.size(), 0);

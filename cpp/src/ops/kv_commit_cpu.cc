@@ -13,10 +13,11 @@ void commit_kv(ArrayView<const KvBuffer> buffers, int64_t base, ArrayView<const 
     TREESPEC_CHECK(nodes[d] > previous, "commit_kv: nodes must ascend from 0 or more, got ",
                    nodes[d], " after ", previous);
   }
-  const int64_t rows_used = nodes.empty() ? 0 : base + nodes[nodes.size() - 1] + 1;
+  const int64_t last = nodes.empty() ? -1 : nodes[nodes.size() - 1];
   for (const KvBuffer& buffer : buffers) {
-    TREESPEC_CHECK(rows_used <= buffer.num_rows, "commit_kv: rows must be below ", buffer.num_rows,
-                   ", got base + node = ", rows_used - 1);
+    TREESPEC_CHECK(base <= buffer.num_rows && last < buffer.num_rows - base,
+                   "commit_kv: base + node must be below the number of rows ", buffer.num_rows,
+                   ", got ", base, " + ", last);
   }
   int64_t start = 0;  // leading nodes that stay where they are
   while (start < nodes.size() && nodes[start] == start) ++start;

@@ -73,6 +73,10 @@ std::vector<int32_t> tree_positions(ArrayView<const int32_t> depth, int32_t pref
   TREESPEC_CHECK(prefix_length >= 0, "tree_positions: prefix_length must be >= 0, got ",
                  prefix_length);
   std::vector<int32_t> position(depth.begin(), depth.end());
+  for (const int32_t d : depth) {
+    TREESPEC_CHECK(prefix_length <= INT32_MAX - d,
+                   "tree_positions: positions must be below 2^31, got ", prefix_length, " + ", d);
+  }
   for (int32_t& p : position) p += prefix_length;
   return position;
 }

@@ -21,6 +21,11 @@ TREESPEC_HD int64_t double_to_bits(double value) {
   return bits;
 }
 
+/// `value` in the exponent field; unsigned, since a signed shift may not overflow.
+TREESPEC_HD int64_t shift_to_exponent(int64_t value) {
+  return static_cast<int64_t>(static_cast<uint64_t>(value) << 52);
+}
+
 /// e^x for x <= 0; 0 below -708 (and for -inf). Relative error under 2 ulp.
 TREESPEC_HD double exp_nonpositive(double x) {
   constexpr double kLog2E = 1.4426950408889634074;
@@ -47,7 +52,7 @@ TREESPEC_HD double exp_nonpositive(double x) {
   p = p * r + 1.0;
   p = p * r + 1.0;
   // The low bits of `shifted` hold k; move them to the exponent field.
-  const double scale = bits_to_double((double_to_bits(shifted) + 1023) << 52);
+  const double scale = bits_to_double(shift_to_exponent(double_to_bits(shifted) + 1023));
   return x < -708.0 ? 0.0 : p * scale;
 }
 
@@ -59,7 +64,7 @@ TREESPEC_HD double log_unit(double x) {
   const int64_t bits = double_to_bits(x);
   // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
   const int64_t exponent = (bits - kSqrtHalfBits) >> 52;
-  const double mantissa = bits_to_double(bits - (exponent << 52));
+  const double mantissa = bits_to_double(bits - shift_to_exponent(exponent));
   const double e = static_cast<double>(exponent);
   const double f = mantissa - 1.0;
   const double s = f / (2.0 + f);  // ln(1 + f) = 2 artanh(s), |s| <= 0.1716

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of README.md from the JSON files in results/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is text, the others are numbers."""
+    align = ["---", *["---:"] * (len(heading) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (heading, align, *rows)]
+
+
+def ratio(values: Sequence[float]) -> str:
+    """A ratio with its interval."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+
+
+def decode_tables(results: Sequence[dict[str, Any]]) -> list[str]:
+    """One table per temperature."""
+    lines = []
+    for temperature in dict.fromkeys(row["temperature"] for row in results):
+        rows = [row for row in results if row["temperature"] == temperature]
+        best = rows[0]["best_hf_assisted"]
+        lines += ["", f"Temperature {temperature}; the best of HF's assisted ways is {best!r}.", ""]
+        heading = ["decoder", "tokens/s", "/ HF generate", "/ best HF assisted"]
+        heading += ["block efficiency", "nodes", "outside models"]
+        lines += table(heading, map(decode_row, rows))
+    return lines
+
+
+def decode_row(row: dict[str, Any]) -> list[str]:
+    """One decoder."""
+    cells = [
+        row["name"],
+        f"{row['tokens_per_second']:.0f}",
+        ratio(row["to_hf_generate"]),
+        ratio(row["to_best_hf_assisted"]),
+    ]
+    if "block_efficiency" not in row:
+        return [*cells, "", "", ""]
+    return [
+        *cells,
+        f"{row['block_efficiency']:.2f}",
+        f"{row['nodes_per_round']:.1f}",
+        f"{row['share_outside_models']:.1%}",
+    ]
+
+
+def core_table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Medians in microseconds beside their floors."""
+    heading = ["case", "side", "time (us)", "floor (us)", "ratio of medians", "the floor is"]
+    rows = []
+    for row in results:
+        spent, least = row["seconds"]["median"], row["floor_seconds"]["median"]
+        rows.append(
+            [
+                row["name"],
+                row["side"],
+                f"{1e6 * spent:.1f}",
+                f"{1e6 * least:.1f}",
+                f"{spent / least:.2f}",
+                row["floor_name"],
+            ]
+        )
+    return ["", *table(heading, rows)]
+
+
+def section(path: Path) -> list[str]:
+    """The tables of one file under its command, machine and date."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    words = report["machine"]
+    software = ", ".join(
+        f"{name} {words[name]}" for name in ("python", "torch", "transformers") if words.get(name)
+    )
+    lines = [
+        f"### {path.stem}",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"{report['date']}; {words['processor']}, {words['cores']} cores, {words['threads']} "
+        f"thread(s) used; {software}.",
+    ]
+    if report["benchmark"] == "core":
+        return [*lines, *core_table(report["results"])]
+    return [*lines, *decode_tables(report["results"])]
+
+
+def main() -> None:
+    """Rewrite the part of README.md between the marks."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    readme = FOLDER / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    sections = [section(path) for path in sorted((FOLDER / "results").glob("*.json"))]
+    body = "\n\n".join("\n".join(lines) for lines in sections)
+    readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
