@@ -28,7 +28,7 @@ from treespec import demo
 from treespec.stats import Stats
 from treespec.targets.hf_model import load_model
 
-PLAIN, BEST_ASSISTED = "HF generate", "best HF assisted"
+PLAIN, BEST_ASSISTED, LOOKUP = "HF generate", "best HF assisted", "HF prompt lookup"
 STEPS = ("draft", "build", "mask", "target", "verify", "commit", "other")
 
 
@@ -85,7 +85,7 @@ def hugging_face(pair: Pair, name: str, assistant: dict[str, Any] | None, **opti
         )
         return output.shape[1] - len(prompt), None
 
-    return Contestant(name, run, assisted=assistant is not None or bool(options))
+    return Contestant(name, run, assisted=assistant is not None)
 
 
 def tree_decoder(pair: Pair, drafter: Any, name: str = "", **options: Any) -> Contestant:
@@ -147,7 +147,7 @@ def hf_contestants(pair: Pair, quick: bool) -> list[Contestant]:
     if not quick:
         fewer = {**constant, "num_assistant_tokens": 3}
         out.append(hugging_face(pair, "HF assisted, 3 tokens", fewer))
-    out.append(hugging_face(pair, "HF prompt lookup, 10 tokens", None, prompt_lookup_num_tokens=10))
+    out.append(hugging_face(pair, LOOKUP, None, prompt_lookup_num_tokens=10))
     return out
 
 
@@ -155,22 +155,22 @@ def treespec_contestants(pair: Pair, quick: bool) -> list[Contestant]:
     """Every drafter with builders that fit it."""
     settings: list[tuple[Any, dict[str, Any]]] = [
         (None, {}),
-        ("demo", {}),
-        ("demo", chain(4)),
-        ("demo", opt_tree(8, 0.3)),
+        ("demo", opt_tree(6, 0.5)),
+        ("demo", chain(2, proposal="iid")),
         ("suffix", {"builder": "trie", "node_budget": 8}),
+        ("ngram", {"builder": "trie", "node_budget": 8}),
     ]
     if not quick:
         settings += [
-            ("demo", chain(2)),
-            ("demo", {"builder": "kary", "builder_options": {"expansion": [2, 1, 1]}}),
-            ("demo", opt_tree(4, 0.4)),
+            ("demo", opt_tree(4, 0.5)),
+            ("demo", opt_tree(8, 0.4)),
             ("demo", opt_tree(16, 0.2)),
             ("demo", opt_tree(16, 0.0)),
+            ("demo", chain(1)),
+            ("demo", chain(4)),
+            ("demo", {"builder": "kary", "builder_options": {"expansion": [2, 1]}}),
+            ("suffix", {"builder": "trie", "node_budget": 16}),
             ("suffix", chain(4)),
-            ("suffix", {"builder": "trie", "node_budget": 4}),
-            ("ngram", {"builder": "trie", "node_budget": 4}),
-            ("ngram", {"builder": "trie", "node_budget": 8}),
             ("ngram", {"builder": "opt_tree", "node_budget": 8}),
         ]
     return [tree_decoder(pair, drafter, **options) for drafter, options in settings]
@@ -178,16 +178,17 @@ def treespec_contestants(pair: Pair, quick: bool) -> list[Contestant]:
 
 def sweep_contestants(pair: Pair, quick: bool) -> list[Contestant]:
     """A grid for the defaults of the demo pair, and the two marks to beat."""
-    out = hf_contestants(pair, quick=True)[:3]
-    budgets = (4, 8) if quick else (4, 6, 8, 12)
-    thresholds = (0.3, 0.6) if quick else (0.2, 0.4, 0.5, 0.6, 0.7)
+    out = hf_contestants(pair, quick=True)
+    # One less than a multiple of four: with the root, rows that matrix kernels like.
+    budgets = (3, 7) if quick else (3, 5, 7, 11, 15)
+    thresholds = (0.3, 0.6) if quick else (0.0, 0.2, 0.4, 0.5, 0.6)
     settings = [("demo", chain(length)) for length in (1, 2, 4)]
     settings += [("demo", chain(length, proposal="iid")) for length in (1, 2, 3)]
     settings += [("demo", opt_tree(b, threshold)) for b in budgets for threshold in thresholds]
     settings += [
         (drafter, {"builder": "trie", "node_budget": budget})
         for drafter in ("suffix", "ngram")
-        for budget in (4, 8)
+        for budget in (3, 7, 15)
     ]
     return out + [tree_decoder(pair, drafter, **options) for drafter, options in settings]
 
@@ -195,11 +196,12 @@ def sweep_contestants(pair: Pair, quick: bool) -> list[Contestant]:
 # --- Running --------------------------------------------------------------------------------------
 
 
-def load_prompts(count: int, length: int) -> list[list[int]]:
-    """The first tokens of held-out files."""
+def load_prompts(count: int, length: int, sweep: bool) -> list[list[int]]:
+    """The first tokens of held-out files; what defaults were searched on is not measured on."""
     tokenizer = AutoTokenizer.from_pretrained(demo.target_path())
     texts = [entry["text"] for entry in demo.held_out()]
-    return [tokenizer.encode(text)[:length] for text in texts[:count]]
+    chosen = texts[:count] if sweep else texts[-count:]
+    return [tokenizer.encode(text)[:length] for text in chosen]
 
 
 def check(pair: Pair, contestants: Sequence[Contestant], prompt: list[int]) -> None:
@@ -272,6 +274,7 @@ def figures(
             "to_hf_generate": harness.ratio_interval(times[PLAIN], own),
             "to_best_hf_assisted": harness.ratio_interval(times[best], own),
             "best_hf_assisted": best,
+            "to_hf_prompt_lookup": harness.ratio_interval(times[LOOKUP], own),
             "samples": contestant.samples[temperature],
         }
         rows.append(row | counters(contestant.stats.get(temperature, [])))
@@ -297,7 +300,14 @@ def show(console: Console, rows: Sequence[dict[str, Any]], clock: str) -> None:
     """The table of one temperature."""
     temperature = rows[0]["temperature"]
     table = Table(title=f"temperature {temperature}, {clock} time")
-    for heading in ("decoder", "tokens/s", "/ HF generate", f"/ {BEST_ASSISTED}", "block eff."):
+    for heading in (
+        "decoder",
+        "tokens/s",
+        "/ HF generate",
+        f"/ {BEST_ASSISTED}",
+        "/ HF lookup",
+        "block eff.",
+    ):
         table.add_column(heading, justify="left" if heading == "decoder" else "right")
     for heading in ("nodes", "outside", *(f"{step} ms" for step in STEPS if step != "mask")):
         table.add_column(heading, justify="right")
@@ -310,7 +320,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """The text of a table row."""
     ratios = [
         "{:.2f} [{:.2f}, {:.2f}]".format(*row[key])
-        for key in ("to_hf_generate", "to_best_hf_assisted")
+        for key in ("to_hf_generate", "to_best_hf_assisted", "to_hf_prompt_lookup")
     ]
     out = [row["name"], f"{row['tokens_per_second']:.0f}", *ratios]
     if "block_efficiency" not in row:
@@ -329,7 +339,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     options = harness.parser(__doc__ or "")
     options.add_argument("--sweep", action="store_true", help="search the demo pair's defaults")
-    options.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options.add_argument("--new-tokens", type=int, default=128, metavar="N")
     options.add_argument("--prompts", type=int, metavar="N", help="held-out files to continue")
     options.add_argument("--prompt-length", type=int, default=64, metavar="N")
@@ -342,7 +351,9 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     pair = Pair.demo(options.new_tokens)
-    prompts = load_prompts(options.prompts or (3 if options.quick else 8), options.prompt_length)
+    prompts = load_prompts(
+        options.prompts or (3 if options.quick else 8), options.prompt_length, options.sweep
+    )
     if options.sweep:
         contestants = sweep_contestants(pair, options.quick)
     else:

@@ -133,6 +133,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     out.add_argument("--quick", action="store_true", help="few repetitions, small sizes")
     out.add_argument("--repetitions", type=int, metavar="N")
     out.add_argument("--threads", type=int, default=1, metavar="N")
+    out.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a shared machine"
+    )
     return out
 
 

@@ -30,8 +30,8 @@ def decode_tables(results: Sequence[dict[str, Any]]) -> list[str]:
     for temperature in dict.fromkeys(row["temperature"] for row in results):
         rows = [row for row in results if row["temperature"] == temperature]
         best = rows[0]["best_hf_assisted"]
-        lines += ["", f"Temperature {temperature}; the best of HF's assisted ways is {best!r}.", ""]
-        heading = ["decoder", "tokens/s", "/ HF generate", "/ best HF assisted"]
+        lines += ["", f"Temperature {temperature}; best HF assisted: {best!r}.", ""]
+        heading = ["decoder", "tokens/s", "/ HF generate", "/ best HF assisted", "/ HF lookup"]
         heading += ["block efficiency", "nodes", "outside models"]
         lines += table(heading, map(decode_row, rows))
     return lines
@@ -44,6 +44,7 @@ def decode_row(row: dict[str, Any]) -> list[str]:
         f"{row['tokens_per_second']:.0f}",
         ratio(row["to_hf_generate"]),
         ratio(row["to_best_hf_assisted"]),
+        ratio(row["to_hf_prompt_lookup"]),
     ]
     if "block_efficiency" not in row:
         return [*cells, "", "", ""]
@@ -89,6 +90,8 @@ def section(path: Path) -> list[str]:
         f"{report['date']}; {words['processor']}, {words['cores']} cores, {words['threads']} "
         f"thread(s) used; {software}.",
     ]
+    if "note" in report:
+        lines += ["", report["note"]]
     if report["benchmark"] == "core":
         return [*lines, *core_table(report["results"])]
     return [*lines, *decode_tables(report["results"])]
