@@ -426,3 +426,12 @@ def test_every_precision_decodes(dtype):
             PROMPT, max_new_tokens=16, temperature=temperature, ignore_eos=True
         )
         assert again.token_ids == result.token_ids
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "nodes"),
+    [("kary", {"expansion": [3, 2]}, 9), ("chain", {"max_depth": 7}, 7), ("opt_tree", {}, 8)],
+)
+def test_the_default_budget_is_what_the_options_ask_for(builder, options, nodes):
+    decoder = SpeculativeDecoder(*table_pair(), builder=builder, builder_options=options)
+    assert decoder.node_budget == nodes

@@ -51,8 +51,9 @@ class SpeculativeDecoder:
         A name of `treespec.verifier_names`, or ``"auto"``: greedy at temperature 0, else by the
         builder's proposal mode.
     node_budget, max_depth
-        Most drafted nodes per round, and their depth; None: what suits builder and device. So does
-        the threshold of opt_tree, when the drafter is a model and `builder_options` has none.
+        Most drafted nodes per round, and their depth. None: the size of a given expansion, the
+        depth of a given chain, else what suits the device. So does the threshold of opt_tree, when
+        the drafter is a model and `builder_options` has none.
     draft_temperature
         Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
         target's own temperature, top-k and top-p for sampled ones.
@@ -87,7 +88,7 @@ class SpeculativeDecoder:
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth") or UNLIMITED
-        self.node_budget = self._default_budget() if node_budget is None else node_budget
+        self.node_budget = self._default_budget(options) if node_budget is None else node_budget
         self.draft_temperature = draft_temperature
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {node_budget}")
@@ -104,10 +105,13 @@ class SpeculativeDecoder:
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
 
-    def _default_budget(self) -> int:
-        return int(
-            self._by_device(_CHAIN_LENGTHS if self.builder_name == "chain" else _NODE_BUDGETS)
-        )
+    def _default_budget(self, options: Mapping[str, Any]) -> int:
+        """The nodes that the options ask for, else what suits the device."""
+        if "expansion" in options:
+            return int(np.cumprod(options["expansion"]).sum())
+        if self.builder_name == "chain":
+            return int(options.get("max_depth", self._by_device(_CHAIN_LENGTHS)))
+        return int(self._by_device(_NODE_BUDGETS))
 
     def _by_device(self, table: Mapping[str, float]) -> float:
         return table.get(self.target.device.type, table["cuda"])
