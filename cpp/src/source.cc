@@ -14,23 +14,33 @@ namespace {
 
 constexpr CandidateRow kNoChildren{};
 
-/// Tokens of a list are distinct and >= 0; padding (logprob -inf) is exempt. Returns whether the
-/// list descends.
-bool check_list(const char* who, const int32_t* token, const float* logprob, int32_t width,
-                int32_t depth) {
+/// Whether candidate b may follow candidate a in a ranked list.
+bool in_rank_order(float logprob_a, int32_t token_a, float logprob_b, int32_t token_b) {
+  return logprob_a != logprob_b ? logprob_a > logprob_b : token_a < token_b;
+}
+
+/// Tokens of a list are distinct and >= 0; padding (logprob -inf) is exempt.
+void check_list(const char* who, const int32_t* token, const float* logprob, int32_t width,
+                int64_t list) {
   std::vector<int32_t> seen;
   for (int32_t k = 0; k < width; ++k) {
     TREESPEC_CHECK(!std::isnan(logprob[k]) && logprob[k] <= 1e-3f, who,
-                   ": logprob must be <= 0 and not NaN, got ", logprob[k], " at depth ", depth);
+                   ": logprob must be <= 0 and not NaN, got ", logprob[k], " in list ", list);
     if (std::isinf(logprob[k])) continue;
-    TREESPEC_CHECK(token[k] >= 0, who, ": token must be >= 0, got ", token[k], " at depth ", depth);
+    TREESPEC_CHECK(token[k] >= 0, who, ": token must be >= 0, got ", token[k], " in list ", list);
     seen.push_back(token[k]);
   }
   std::sort(seen.begin(), seen.end());
   const auto twin = std::adjacent_find(seen.begin(), seen.end());
   TREESPEC_CHECK(twin == seen.end(), who, ": tokens of a list must be distinct, got ", *twin,
-                 " twice at depth ", depth);
-  return std::is_sorted(logprob, logprob + width, std::greater<>());
+                 " twice in list ", list);
+}
+
+bool is_ranked(const int32_t* token, const float* logprob, int32_t width) {
+  for (int32_t k = 1; k < width && !std::isinf(logprob[k]); ++k) {
+    if (!in_rank_order(logprob[k - 1], token[k - 1], logprob[k], token[k])) return false;
+  }
+  return std::is_sorted(logprob, logprob + width, std::greater<>());  // padding comes last
 }
 
 }  // namespace
@@ -41,47 +51,66 @@ std::string_view source_name(SourceKind kind) {
   return kNames[static_cast<size_t>(kind)];
 }
 
-Marginals::Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width)
-    : token_(token), logprob_(logprob), depth_(depth), width_(width) {
-  TREESPEC_CHECK(depth >= 0 && width >= 1, "Marginals: shape must be [D >= 0, K >= 1], got [",
-                 depth, ", ", width, "]");
-  for (int32_t d = 0; d < depth; ++d) {
-    descending_.push_back(check_list("Marginals", token + int64_t{d} * width,
-                                     logprob + int64_t{d} * width, width, d));
+struct RankedLists::Copy {
+  std::vector<int32_t> token, next;
+  std::vector<float> logprob;
+};
+
+RankedLists::RankedLists(const char* who, const int32_t* token, const float* logprob,
+                         const int32_t* next, int64_t num_lists, int32_t width, int64_t unused)
+    : token_(token), logprob_(logprob), next_(next), width_(width) {
+  TREESPEC_CHECK(num_lists >= 0 && width >= 1, who,
+                 ": shape must have no negative size and K >= 1, got ", num_lists, " lists of ",
+                 width);
+  bool ranked = true;
+  for (int64_t list = 0; list < num_lists; ++list) {
+    if (list >= 1 && list <= unused) continue;
+    check_list(who, token + list * width, logprob + list * width, width, list);
+    ranked = ranked && is_ranked(token + list * width, logprob + list * width, width);
   }
+  if (ranked) return;
+  const auto copy = std::make_shared<Copy>();
+  std::vector<int64_t> place(static_cast<size_t>(width));
+  for (int64_t list = 0; list < num_lists; ++list) {
+    std::iota(place.begin(), place.end(), list * width);
+    std::sort(place.begin(), place.end(), [&](int64_t a, int64_t b) {
+      return in_rank_order(logprob[a], token[a], logprob[b], token[b]);
+    });
+    for (const int64_t at : place) {
+      copy->token.push_back(token[at]);
+      copy->logprob.push_back(logprob[at]);
+      if (next != nullptr) copy->next.push_back(next[at]);
+    }
+  }
+  token_ = copy->token.data();
+  logprob_ = copy->logprob.data();
+  if (next != nullptr) next_ = copy->next.data();
+  copy_ = copy;
 }
+
+Marginals::Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width)
+    : depth_(depth), lists_("Marginals", token, logprob, nullptr, depth, width, 0) {}
 
 ArrayView<const CandidateRow> Marginals::rows(ArrayView<const FrontierNode> nodes) {
   rows_.clear();
   for (const FrontierNode& node : nodes) {
-    const int64_t at = int64_t{node.depth} * width_;
-    rows_.push_back(node.depth < depth_ ? CandidateRow{token_ + at, logprob_ + at, nullptr, width_,
-                                                       descending_[node.depth] != 0}
-                                        : kNoChildren);
+    rows_.push_back(node.depth < depth_ ? lists_.row(node.depth) : kNoChildren);
   }
   return rows_;
 }
 
 Transitions::Transitions(const int32_t* token, const float* logprob, const int32_t* next,
                          int32_t depth, int32_t num_rows, int32_t width)
-    : token_(token),
-      logprob_(logprob),
-      next_(next),
-      depth_(depth),
+    : depth_(depth),
       num_rows_(num_rows),
-      width_(width) {
-  TREESPEC_CHECK(depth >= 0 && num_rows >= 1 && width >= 1,
-                 "Transitions: shape must be [D >= 0, R >= 1, K >= 1], got [", depth, ", ",
-                 num_rows, ", ", width, "]");
+      // Depth 0 uses row 0 only.
+      lists_("Transitions", token, logprob, next, int64_t{depth} * num_rows, width, num_rows - 1) {
+  TREESPEC_CHECK(num_rows >= 1, "Transitions: num_rows must be >= 1, got ", num_rows);
   for (int64_t list = 0; list < int64_t{depth} * num_rows; ++list) {
-    const auto d = static_cast<int32_t>(list / num_rows);
-    descending_.push_back(0);
-    if (d == 0 && list % num_rows != 0) continue;  // depth 0 uses row 0 only
-    descending_.back() =
-        check_list("Transitions", token + list * width, logprob + list * width, width, d);
+    if (list >= 1 && list < num_rows) continue;
     for (int64_t k = list * width; k < (list + 1) * width; ++k) {
       TREESPEC_CHECK(next[k] >= -1 && next[k] < num_rows, "Transitions: next must be in [-1, ",
-                     num_rows, "), got ", next[k], " at depth ", d);
+                     num_rows, "), got ", next[k], " at depth ", list / num_rows);
     }
   }
 }
@@ -90,12 +119,8 @@ ArrayView<const CandidateRow> Transitions::rows(ArrayView<const FrontierNode> no
   rows_.clear();
   for (const FrontierNode& node : nodes) {
     const int32_t row = node.depth == 0 ? 0 : node.state;
-    const int64_t list = int64_t{node.depth} * num_rows_ + row;
-    const int64_t at = list * width_;
-    rows_.push_back(
-        node.depth < depth_ && row >= 0
-            ? CandidateRow{token_ + at, logprob_ + at, next_ + at, width_, descending_[list] != 0}
-            : kNoChildren);
+    const bool inside = node.depth < depth_ && row >= 0;
+    rows_.push_back(inside ? lists_.row(int64_t{node.depth} * num_rows_ + row) : kNoChildren);
   }
   return rows_;
 }
@@ -124,10 +149,16 @@ Trie::Trie(ArrayView<const int32_t> parent, ArrayView<const int32_t> token,
   std::sort(id_.begin(), id_.end(), [&](int32_t a, int32_t b) {
     return parent[a] != parent[b] ? parent[a] < parent[b] : token[a] < token[b];
   });
+  const auto twin = std::adjacent_find(id_.begin(), id_.end(), [&](int32_t a, int32_t b) {
+    return parent[a] == parent[b] && token[a] == token[b];
+  });
+  TREESPEC_CHECK(twin == id_.end(), "Trie: siblings must have distinct tokens, got ", token[*twin],
+                 " twice under ", parent[*twin]);
+  std::sort(id_.begin(), id_.end(), [&](int32_t a, int32_t b) {
+    return parent[a] != parent[b] ? parent[a] < parent[b]
+                                  : in_rank_order(logprob[a], token[a], logprob[b], token[b]);
+  });
   for (const int32_t i : id_) {
-    TREESPEC_CHECK(
-        token_.empty() || parent[i] != parent[id_[token_.size() - 1]] || token[i] != token_.back(),
-        "Trie: siblings must have distinct tokens, got ", token[i], " twice under ", parent[i]);
     token_.push_back(token[i]);
     logprob_.push_back(logprob[i]);
   }
@@ -139,7 +170,7 @@ ArrayView<const CandidateRow> Trie::rows(ArrayView<const FrontierNode> nodes) {
     const int32_t slot = node.depth == 0 ? 0 : node.state + 1;
     const int32_t begin = child_offset_[slot];
     rows_.push_back({token_.data() + begin, logprob_.data() + begin, id_.data() + begin,
-                     child_offset_[slot + 1] - begin, false});
+                     child_offset_[slot + 1] - begin, true});
   }
   return rows_;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bind_source.h"
 #include "bindings.h"
 #include "dlpack_view.h"
@@ -27,22 +29,35 @@ struct Frontier {
   }
 };
 
+template <class T>
+std::optional<T> cast_or_nothing(const py::handle& value) {
+  py::detail::make_caster<T> caster;
+  if (!caster.load(value, /*convert=*/true)) return std::nullopt;
+  return py::detail::cast_op<T>(std::move(caster));
+}
+
 OptionValue option_value(const std::string& name, const py::handle& value) {
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();
   if (py::isinstance<py::bool_>(value)) {
     throw py::type_error(detail::message(name, ": must be a number, a string or a list, got bool"));
   }
-  if (PyIndex_Check(value.ptr()) != 0) return value.cast<int64_t>();
-  if (PyNumber_Check(value.ptr()) != 0 && !py::isinstance<py::sequence>(value)) {
+  // A NumPy scalar or 0-d array is a number, whatever else it claims to be.
+  const bool list = py::isinstance<py::sequence>(value) && PyObject_Size(value.ptr()) >= 0;
+  PyErr_Clear();
+  if (!list && PyIndex_Check(value.ptr()) != 0) return value.cast<int64_t>();
+  if (!list && PyNumber_Check(value.ptr()) != 0) {
     return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
   }
-  try {
-    return value.cast<std::vector<int64_t>>();
-  } catch (const py::cast_error&) {
-    throw py::type_error(detail::message(name,
-                                         ": must be a number, a string or a list of integers, got ",
-                                         py::repr(value).cast<std::string>()));
+  const auto text = [&] { return py::repr(value).cast<std::string>(); };
+  if (!list) {
+    throw py::type_error(
+        detail::message(name, ": must be a number, a string or a list, got ", text()));
   }
+  if (const auto integers = cast_or_nothing<std::vector<int64_t>>(value)) return *integers;
+  if (const auto row = cast_or_nothing<std::vector<double>>(value)) return OptionTable{*row};
+  if (const auto table = cast_or_nothing<OptionTable>(value)) return *table;
+  throw py::type_error(
+      detail::message(name, ": must be a list of numbers or of rows of numbers, got ", text()));
 }
 
 NamedBuilder make_named(const std::string& name, const py::kwargs& kwargs) {

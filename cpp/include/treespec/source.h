@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -25,14 +26,18 @@ struct CandidateRow {
   const float* logprob = nullptr;  ///< log-probability given the node; -inf is "impossible"
   const int32_t* state = nullptr;  ///< the child's FrontierNode::state; null: 0
   int32_t size = 0;
-  bool descending = false;  ///< logprob never rises, so a builder may stop at the first too low
+  bool ranked = false;  ///< logprob falls, equal ones by ascending token: a builder may stop early
+
+  int32_t token_of(int32_t candidate) const {
+    return token != nullptr ? token[candidate] : candidate;
+  }
 };
 
 enum class SourceKind : uint8_t { kMarginals, kTransitions, kExpander, kTrie };
 std::string_view source_name(SourceKind kind);
 
-/// Gives candidate rows on demand. Rows stay valid until the next call on the same source: one
-/// thread, one growth at a time.
+/// Gives candidate rows on demand; one thread, one growth at a time. An expander's rows stay valid
+/// until its next call, those of tables (all other kinds) as long as the source.
 class CandidateSource {
  public:
   virtual ~CandidateSource() = default;
@@ -49,26 +54,46 @@ class Expander : public CandidateSource {
   SourceKind kind() const final { return SourceKind::kExpander; }
 };
 
+/// Candidate lists of one width, each ranked: logprob falls, equal ones by ascending token.
+class RankedLists {
+ public:
+  /// `next` may be null. Lists 1 ... `unused` are never read. Throws InvalidArgument, in the name
+  /// of `who`, for NaN, a positive log-probability, a negative or repeated token.
+  RankedLists(const char* who, const int32_t* token, const float* logprob, const int32_t* next,
+              int64_t num_lists, int32_t width, int64_t unused);
+  CandidateRow row(int64_t list) const {
+    const int64_t at = list * width_;
+    return {token_ + at, logprob_ + at, next_ != nullptr ? next_ + at : nullptr, width_, true};
+  }
+
+ private:
+  struct Copy;
+  const int32_t* token_;
+  const float* logprob_;
+  const int32_t* next_;
+  int32_t width_;
+  std::shared_ptr<const Copy> copy_;  // what the pointers point to, when the input was not ranked
+};
+
 /// Depth-wise, prefix-independent lists `[D, K]` of one-pass drafters (heads, block diffusion).
 class Marginals final : public CandidateSource {
  public:
-  /// `token`, `logprob`: `[depth, width]`, borrowed; tokens of a row distinct. A padding entry has
-  /// logprob -inf.
+  /// `token`, `logprob`: `[depth, width]`; tokens of a row distinct. A padding entry has logprob
+  /// -inf. Borrowed when every list is ranked already, else copied.
   Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width);
   SourceKind kind() const override { return SourceKind::kMarginals; }
   ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override;
   int32_t max_depth() const override { return depth_; }
 
  private:
-  const int32_t* token_;
-  const float* logprob_;
-  int32_t depth_, width_;
-  std::vector<char> descending_;  // per list
+  int32_t depth_;
+  RankedLists lists_;
   std::vector<CandidateRow> rows_;
 };
 
 /// First-order lists `[D, R, K]`: row r of depth d lists the children of the nodes that continue
 /// there; `next[d, r, k]` is the child's row at depth d + 1, -1 for a leaf. Depth 0 has row 0 only.
+/// Borrowed when every list is ranked already, else copied.
 class Transitions final : public CandidateSource {
  public:
   Transitions(const int32_t* token, const float* logprob, const int32_t* next, int32_t depth,
@@ -78,11 +103,8 @@ class Transitions final : public CandidateSource {
   int32_t max_depth() const override { return depth_; }
 
  private:
-  const int32_t* token_;
-  const float* logprob_;
-  const int32_t* next_;
   int32_t depth_, num_rows_, width_;
-  std::vector<char> descending_;  // per list
+  RankedLists lists_;
   std::vector<CandidateRow> rows_;
 };
 
@@ -98,7 +120,7 @@ class Trie final : public CandidateSource {
   int32_t num_nodes() const { return static_cast<int32_t>(token_.size()); }
 
  private:
-  std::vector<int32_t> child_offset_;  // [nodes + 2]; children of trie node i - 1, sorted by token
+  std::vector<int32_t> child_offset_;  // [nodes + 2]; children of trie node i - 1, ranked
   std::vector<int32_t> token_, id_;    // by child_offset_
   std::vector<float> logprob_;
   int32_t max_depth_ = 0;

@@ -16,9 +16,10 @@
 
 namespace treespec {
 
+using OptionTable = std::vector<std::vector<double>>;  // rows, of equal length or not
+using OptionValue = std::variant<int64_t, double, std::string, std::vector<int64_t>, OptionTable>;
 /// Builder options by name, e.g. {{"max_depth", 8}, {"proposal", "iid"}}. Each builder reads its
 /// own and refuses the others with the list of those it knows.
-using OptionValue = std::variant<int64_t, double, std::string, std::vector<int64_t>>;
 using BuilderOptions = std::map<std::string, OptionValue, std::less<>>;
 
 /// A tree being grown. Asks for rows (`frontier`), takes them (`supply`), so that one drafter call

@@ -28,7 +28,7 @@ void FrontierGrowth::supply(ArrayView<const CandidateRow> rows) {
                  "TreeGrowth::supply: rows must be one per frontier node (", frontier_.size(),
                  "), got ", rows.size());
   for (int64_t i = 0; i < rows.size(); ++i) {
-    const int32_t looked_at = rows[i].descending ? std::min(rows[i].size, 1) : rows[i].size;
+    const int32_t looked_at = rows[i].ranked ? std::min(rows[i].size, 1) : rows[i].size;
     TREESPEC_CHECK(row::all_at_most(rows[i].logprob, looked_at, kLargestLogprob),
                    "TreeGrowth::supply: log-probabilities must be <= 0 and not NaN, row ", i,
                    " breaks this");

@@ -131,7 +131,7 @@ void LayeredGrowth::offer(const Node& node) {
 }
 
 void LayeredGrowth::add_children(int32_t parent_rank, const CandidateRow& row) {
-  if (row.descending) return add_run(parent_rank, row, 0, row.size);
+  if (row.ranked) return add_run(parent_rank, row, 0, row.size);
   const float base = base_score(parent_rank);
   for (int64_t begin = 0; begin < row.size; begin += kScanBlock) {
     const int64_t end = std::min<int64_t>(row.size, begin + kScanBlock);
@@ -148,7 +148,7 @@ void LayeredGrowth::add_run(int32_t parent_rank, const CandidateRow& row, int64_
   for (int64_t k = begin; k < end; ++k) {
     const float score = child_score(base, row.logprob[k]);
     if (score < theta() || score == kImpossible) {
-      if (row.descending) return;  // monotone again: the rest is no better
+      if (row.ranked) return;  // monotone again: the rest is no better
       continue;
     }
     const int32_t token = row.token != nullptr ? row.token[k] : static_cast<int32_t>(k);

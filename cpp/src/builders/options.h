@@ -54,6 +54,38 @@ class OptionReader {
     return {list->begin(), list->end()};
   }
 
+  /// Rows of numbers in [low, high]; a plain list of integers is one row. Empty when not given.
+  OptionTable table(std::string_view name, double low, double high) {
+    const OptionValue* value = find(name);
+    if (value == nullptr) return {};
+    OptionTable rows;
+    if (const auto* list = std::get_if<std::vector<int64_t>>(value)) {
+      rows.emplace_back(list->begin(), list->end());
+    } else if (const auto* given = std::get_if<OptionTable>(value)) {
+      rows = *given;
+    }
+    bool sound = !rows.empty();
+    for (const auto& row : rows) {
+      sound = sound && !row.empty() &&
+              std::all_of(row.begin(), row.end(), [&](double x) { return x >= low && x <= high; });
+    }
+    TREESPEC_CHECK(sound, builder_, ": ", name, " must be rows of numbers in [", low, ", ", high,
+                   "], got ", text(*value));
+    return rows;
+  }
+
+  /// One of the words in `allowed`, as its place there.
+  size_t word(std::string_view name, const std::vector<std::string_view>& allowed) {
+    const OptionValue* value = find(name);
+    if (value == nullptr) return 0;
+    const auto* given = std::get_if<std::string>(value);
+    const auto at = std::find(allowed.begin(), allowed.end(),
+                              given != nullptr ? std::string_view(*given) : std::string_view());
+    TREESPEC_CHECK(given != nullptr && at != allowed.end(), builder_, ": ", name,
+                   " must be one of ", joined(allowed), ", got ", text(*value));
+    return static_cast<size_t>(at - allowed.begin());
+  }
+
   /// One of the proposal modes in `allowed`.
   Proposal proposal(std::string_view name, Proposal fallback,
                     const std::vector<Proposal>& allowed) {
@@ -62,12 +94,10 @@ class OptionReader {
     const auto* word = std::get_if<std::string>(value);
     TREESPEC_CHECK(word != nullptr, builder_, ": ", name, " must be a string, got ", text(*value));
     const Proposal mode = parse_proposal(*word);
-    std::string names;
-    for (const Proposal one : allowed) {
-      names.append(names.empty() ? "" : ", ").append(proposal_name(one));
-    }
+    std::vector<std::string_view> names;
+    for (const Proposal one : allowed) names.push_back(proposal_name(one));
     TREESPEC_CHECK(std::find(allowed.begin(), allowed.end(), mode) != allowed.end(), builder_, ": ",
-                   name, " must be one of ", names, ", got ", *word);
+                   name, " must be one of ", joined(names), ", got ", *word);
     return mode;
   }
 
@@ -75,11 +105,9 @@ class OptionReader {
 
   /// Refuses options nobody read.
   void finish() const {
-    std::string known;
-    for (const auto& name : known_) known.append(known.empty() ? "" : ", ").append(name);
     for (const auto& [name, value] : options_) {
-      TREESPEC_CHECK(known_.count(name) > 0, builder_, ": option must be one of ", known, "; got ",
-                     name);
+      TREESPEC_CHECK(known_.count(name) > 0, builder_, ": option must be one of ",
+                     joined({known_.begin(), known_.end()}), "; got ", name);
     }
   }
 
@@ -90,16 +118,31 @@ class OptionReader {
     return at == options_.end() ? nullptr : &at->second;
   }
 
+  static std::string joined(const std::vector<std::string_view>& names) {
+    std::string all;
+    for (const auto& name : names) all.append(all.empty() ? "" : ", ").append(name);
+    return all;
+  }
+
+  template <class List>
+  static std::string list_text(const List& list) {
+    std::string all;
+    for (const auto& item : list) all += (all.empty() ? "[" : ", ") + text_of(item);
+    return all.empty() ? "[]" : all + "]";
+  }
+  template <class Number>
+  static std::string text_of(const Number& number) {
+    return detail::message(number);
+  }
+  static std::string text_of(const std::vector<double>& row) { return list_text(row); }
+
   static std::string text(const OptionValue& value) {
     if (const auto* whole = std::get_if<int64_t>(&value)) return detail::message(*whole);
     if (const auto* real = std::get_if<double>(&value)) return detail::message(*real);
     if (const auto* word = std::get_if<std::string>(&value))
       return detail::message('"', *word, '"');
-    std::string list = "[";
-    for (const int64_t k : std::get<std::vector<int64_t>>(value)) {
-      list += (list.size() > 1 ? ", " : "") + std::to_string(k);
-    }
-    return list + "]";
+    if (const auto* table = std::get_if<OptionTable>(&value)) return list_text(*table);
+    return list_text(std::get<std::vector<int64_t>>(value));
   }
 
   std::string_view builder_;
