@@ -91,30 +91,31 @@ TREESPEC_SIMD int64_t count_positive(const double* weights, int64_t size) {
   return count;
 }
 
-/// The runners-up of a race: the best `count` so far, ascending.
+/// The leaders of a race: the best `count` so far, a heap with the last of them in front.
 class Leaders {
  public:
-  explicit Leaders(int32_t count) : count_(static_cast<size_t>(count)) {
-    best_.reserve(count_ + 1);
-  }
+  explicit Leaders(int32_t count) : count_(static_cast<size_t>(count)) {}
 
   void offer(int64_t entry, double weight, uint64_t random) {
     // -ln(U) >= 1 - U, so this entry cannot win and the logarithm is not needed.
     if (distance_to_one(random) > worst_ * weight * kSlack) return;
     const double u = static_cast<double>(random + 1) * kTwoToMinus53;
-    const double arrival = -shared::log_unit(u) / weight;
-    if (!(arrival < worst_)) return;
-    const auto place = std::upper_bound(best_.begin(), best_.end(), arrival,
-                                        [](double a, const Arrival& b) { return a < b.time; });
-    best_.insert(place, {arrival, static_cast<int32_t>(entry)});
-    if (best_.size() > count_) best_.pop_back();
-    if (best_.size() == count_) worst_ = best_.back().time;
+    const Arrival arrival{-shared::log_unit(u) / weight, static_cast<int32_t>(entry)};
+    if (!(arrival.time < worst_)) return;
+    if (best_.size() == count_) {
+      std::pop_heap(best_.begin(), best_.end());
+      best_.pop_back();
+    }
+    best_.push_back(arrival);
+    std::push_heap(best_.begin(), best_.end());
+    if (best_.size() == count_) worst_ = best_.front().time;
   }
 
   /// Later arrivals change nothing.
   double worst() const { return worst_; }
 
-  std::vector<int32_t> entries() const {
+  std::vector<int32_t> entries() {
+    std::sort_heap(best_.begin(), best_.end());
     std::vector<int32_t> out;
     for (const Arrival& arrival : best_) out.push_back(arrival.entry);
     return out;
@@ -124,6 +125,9 @@ class Leaders {
   struct Arrival {
     double time;
     int32_t entry;
+    bool operator<(const Arrival& other) const {
+      return time != other.time ? time < other.time : entry < other.entry;
+    }
   };
   size_t count_;
   double worst_ = std::numeric_limits<double>::infinity();
@@ -153,6 +157,10 @@ TREESPEC_SIMD uint64_t raw_fixed_sum(const double* values, int64_t size) {
 
 TREESPEC_SIMD void scale(double* values, int64_t size, double factor) {
   for (int64_t t = 0; t < size; ++t) values[t] *= factor;
+}
+
+TREESPEC_SIMD void normalise(double* values, int64_t size, double mass) {
+  for (int64_t t = 0; t < size; ++t) values[t] = static_cast<float>(values[t] / mass);
 }
 
 TREESPEC_SIMD uint64_t residual(double* target, const double* draft, int64_t size,

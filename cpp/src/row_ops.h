@@ -19,6 +19,8 @@ uint64_t fixed_sum(const double* values, int64_t size);
 uint64_t raw_fixed_sum(const double* values, int64_t size);
 /// values *= factor.
 void scale(double* values, int64_t size, double factor);
+/// values = float32(values / mass), kept in double.
+void normalise(double* values, int64_t size, double mass);
 /// target[t] = max(target[t] * target_scale - draft[t] * draft_scale, 0); returns its fixed_sum.
 uint64_t residual(double* target, const double* draft, int64_t size, double target_scale,
                   double draft_scale);

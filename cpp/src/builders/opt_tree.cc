@@ -17,7 +17,7 @@ class OptTree final : public TreeBuilder {
     OptionReader reader("opt_tree", options);
     options_.max_depth = reader.integer("max_depth", 10, 0);
     options_.threshold = reader.number("threshold", 0.0, 0.0);
-    options_.score_temperature = reader.number("score_temperature", 1.0, 0.0, true);
+    options_.scores = read_score_options("opt_tree", reader);
     reader.finish();
   }
 

@@ -15,6 +15,13 @@ constexpr BuilderInfo kBuilders[] = {
      make_kary},
     {"opt_tree", "the tree of largest expected acceptance, layer by layer (OPT-Tree)",
      make_opt_tree},
+    {"eagle2", "beam of the best nodes per layer, then the best of all (EAGLE-2)", make_eagle2},
+    {"dtree", "the likeliest prefixes of one-pass drafters, best first (DDTree)", make_dtree},
+    {"dyspec", "draws where the verifier will most likely look (DySpec)", make_dyspec},
+    {"dyspec_threshold", "every draw of at least a given value, layer by layer (DySpec)",
+     make_dyspec_threshold},
+    {"rollouts", "K independent drawn paths", make_rollouts},
+    {"delayed", "a drawn trunk, then K drawn branches (delayed tree expansion)", make_delayed},
     {"trie", "the best nodes of a scored trie (n-gram and suffix drafters)", make_trie},
 };
 

@@ -3,43 +3,73 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "row_ops.h"
 #include "shared/fixed_point.hd.h"
 #include "treespec/sampling.h"
 
 namespace treespec {
+namespace {
+
+constexpr int32_t kScanBlock = 128;
+
+}  // namespace
 
 void RowLaw::read(const CandidateRow& row) {
-  entry_.clear();
-  for (int32_t k = 0; k < row.size; ++k) {
-    if (!std::isinf(row.logprob[k])) entry_.push_back(k);
-  }
-  if (row.token != nullptr) {
+  dense_ = row.token == nullptr;
+  prob_.clear();
+  const float* logprob = row.logprob;
+  int64_t size = row.size;
+  if (!dense_) {
+    entry_.clear();
+    for (int32_t k = 0; k < row.size; ++k) {
+      if (!std::isinf(row.logprob[k])) entry_.push_back(k);
+    }
     std::sort(entry_.begin(), entry_.end(),
               [&](int32_t a, int32_t b) { return row.token[a] < row.token[b]; });
+    token_.clear();
+    logprob_.clear();
+    for (const int32_t k : entry_) {
+      token_.push_back(row.token[k]);
+      logprob_.push_back(row.logprob[k]);
+    }
+    logprob = logprob_.data();
+    size = static_cast<int64_t>(entry_.size());
   }
-  const size_t n = entry_.size();
-  token_.resize(n);
-  logprob_.resize(n);
-  prob_.resize(n);
-  for (size_t k = 0; k < n; ++k) {
-    token_[k] = row.token_of(entry_[k]);
-    logprob_[k] = row.logprob[entry_[k]];
-  }
-  vocab_size_ = row.token == nullptr ? row.size : n == 0 ? 0 : token_.back() + 1;
-  row::exp_row(logprob_.data(), size(), prob_.data());
-  const double mass = shared::from_raw_fixed(row::raw_fixed_sum(prob_.data(), size()));
-  for (double& p : prob_) p = static_cast<float>(p / mass);
+  if (size == 0 || std::isinf(row::max(logprob, size))) return;
+  vocab_size_ = dense_ ? row.size : token_.back() + 1;
+  prob_.resize(static_cast<size_t>(size));
+  row::exp_row(logprob, size, prob_.data());
+  row::normalise(prob_.data(), size,
+                 shared::from_raw_fixed(row::raw_fixed_sum(prob_.data(), size)));
 }
 
 std::vector<int32_t> RowLaw::race(const std::vector<double>& weights, const RoundKey& key,
                                   uint32_t slot, int32_t count) const {
-  return row::race(weights.data(), token_.data(), size(), key, Purpose::kDraft, slot, count);
+  return row::race(weights.data(), dense_ ? nullptr : token_.data(), size(), key, Purpose::kDraft,
+                   slot, count);
 }
 
 int32_t RowLaw::draw(const RoundKey& key, uint32_t slot, int32_t j) const {
   return inverse_cdf(prob_, uniform(key, Purpose::kDraft, slot, static_cast<uint32_t>(j)));
+}
+
+void RowLaw::append_to(DraftRows& rows) const {
+  if (rows.row_offset.empty()) rows.row_offset.push_back(0);
+  rows.vocab_size = std::max(rows.vocab_size, vocab_size_);
+  const size_t begin = rows.prob.size();
+  rows.token.resize(begin + prob_.size());
+  rows.prob.resize(begin + prob_.size());
+  size_t end = begin;
+  for (size_t k = 0; k < prob_.size(); ++k) {
+    rows.token[end] = token(static_cast<int32_t>(k));
+    rows.prob[end] = static_cast<float>(prob_[k]);
+    end += prob_[k] > 0.0;
+  }
+  rows.token.resize(end);
+  rows.prob.resize(end);
+  rows.row_offset.push_back(static_cast<int64_t>(end));
 }
 
 std::vector<int32_t> most_likely(const CandidateRow& row, int32_t count) {
@@ -47,15 +77,25 @@ std::vector<int32_t> most_likely(const CandidateRow& row, int32_t count) {
     if (row.logprob[a] != row.logprob[b]) return row.logprob[a] > row.logprob[b];
     return row.token_of(a) < row.token_of(b);
   };
-  std::vector<int32_t> best;  // ascending in `better`
-  for (int32_t k = 0; k < row.size; ++k) {
-    if (std::isinf(row.logprob[k])) continue;
-    if (static_cast<int32_t>(best.size()) == count) {
-      if (count == 0 || !better(k, best.back())) continue;
-      best.pop_back();
+  std::vector<int32_t> best;  // a heap with the worst in front
+  float worst = -std::numeric_limits<float>::infinity();
+  for (int32_t begin = 0; begin < row.size && count > 0; begin += kScanBlock) {
+    const int32_t end = std::min(row.size, begin + kScanBlock);
+    // Most blocks of a vocabulary hold nothing of interest.
+    if (row::max(row.logprob + begin, end - begin) < worst) continue;
+    for (int32_t k = begin; k < end; ++k) {
+      if (row.logprob[k] < worst || std::isinf(row.logprob[k])) continue;
+      if (static_cast<int32_t>(best.size()) == count) {
+        if (!better(k, best.front())) continue;
+        std::pop_heap(best.begin(), best.end(), better);
+        best.pop_back();
+      }
+      best.push_back(k);
+      std::push_heap(best.begin(), best.end(), better);
+      if (static_cast<int32_t>(best.size()) == count) worst = row.logprob[best.front()];
     }
-    best.insert(std::upper_bound(best.begin(), best.end(), k, better), k);
   }
+  std::sort_heap(best.begin(), best.end(), better);
   return best;
 }
 

@@ -7,6 +7,7 @@
 
 #include "treespec/rng.h"
 #include "treespec/source.h"
+#include "treespec/token_tree.h"
 
 namespace treespec {
 
@@ -17,25 +18,27 @@ class RowLaw {
   /// Reads a row; memory is kept for the next one.
   void read(const CandidateRow& row);
 
-  bool empty() const { return entry_.empty(); }
-  int32_t size() const { return static_cast<int32_t>(entry_.size()); }
-  /// Place of the k-th entry in the row that was read.
-  int32_t entry(int32_t k) const { return entry_[k]; }
-  const std::vector<int32_t>& tokens() const { return token_; }
-  /// float32 numbers held in double.
+  /// Whether there is nothing to draw.
+  bool empty() const { return prob_.empty(); }
+  int64_t size() const { return static_cast<int64_t>(prob_.size()); }
+  /// float32 numbers held in double, by ascending token; some may be 0.
   const std::vector<double>& probs() const { return prob_; }
-  /// Size of the vocabulary as far as the row shows it.
-  int32_t vocab_size() const { return vocab_size_; }
+  int32_t token(int32_t k) const { return dense_ ? k : token_[k]; }
+  /// Place of the k-th probability in the row that was read.
+  int32_t entry(int32_t k) const { return dense_ ? k : entry_[k]; }
 
-  /// Entries in the order of draws without replacement, at most `count`: an exponential race of
-  /// purpose kDraft at `slot`, one uniform per token. `weights` may be these probs with some
-  /// zeroed.
+  /// The first `count` draws without replacement, as places in probs(): an exponential race of
+  /// purpose kDraft at `slot`, one uniform per token. `weights`: probs(), some of them zeroed.
   std::vector<int32_t> race(const std::vector<double>& weights, const RoundKey& key, uint32_t slot,
                             int32_t count) const;
   /// The j-th of independent draws: one uniform of purpose kDraft at `slot`, draw index j.
   int32_t draw(const RoundKey& key, uint32_t slot, int32_t j) const;
 
+  /// Appends the positive entries as a row of a tree's laws.
+  void append_to(DraftRows& rows) const;
+
  private:
+  bool dense_ = false;  // entry k is token k, and place k of the row
   std::vector<int32_t> entry_, token_;
   std::vector<float> logprob_;
   std::vector<double> prob_;

@@ -36,12 +36,8 @@ int32_t SketchGrowth::drawn_child(int32_t node, int32_t token) const {
 }
 
 void SketchGrowth::record_law(int32_t node, const RowLaw& law) {
-  if (laws_.row_offset.empty()) laws_.row_offset.push_back(0);
-  nodes_[node].law = static_cast<int32_t>(laws_.row_offset.size()) - 1;
-  laws_.vocab_size = std::max(laws_.vocab_size, law.vocab_size());
-  laws_.token.insert(laws_.token.end(), law.tokens().begin(), law.tokens().end());
-  laws_.prob.insert(laws_.prob.end(), law.probs().begin(), law.probs().end());
-  laws_.row_offset.push_back(static_cast<int64_t>(laws_.prob.size()));
+  law.append_to(laws_);
+  nodes_[node].law = static_cast<int32_t>(laws_.row_offset.size()) - 2;
 }
 
 std::vector<int32_t> SketchGrowth::order() const {

@@ -3,7 +3,7 @@
 // budget.
 #include <algorithm>
 
-#include "builders/layered.h"
+#include "builders/best_first.h"
 #include "builders/options.h"
 #include "builders/registry.h"
 
@@ -15,6 +15,7 @@ class TrieBuilder final : public TreeBuilder {
   explicit TrieBuilder(const BuilderOptions& options) {
     OptionReader reader("trie", options);
     max_depth_ = reader.integer("max_depth", INT32_MAX, 0);
+    scores_ = read_score_options("trie", reader);
     reader.finish();
   }
 
@@ -22,13 +23,12 @@ class TrieBuilder final : public TreeBuilder {
   bool accepts(SourceKind kind) const override { return kind == SourceKind::kTrie; }
   std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
                                     const RoundKey&) const override {
-    LayeredOptions options;
-    options.max_depth = std::min(max_depth_, max_depth);
-    return layered_growth(node_budget, options);
+    return best_first_growth(node_budget, std::min(max_depth_, max_depth), scores_);
   }
 
  private:
   int32_t max_depth_;
+  ScoreOptions scores_;
 };
 
 }  // namespace

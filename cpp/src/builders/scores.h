@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// From draft log-probabilities to the scores that rank nodes. The sampling law is never touched: at
+// temperature 0 a token is accepted when it is the target's best, and how often a token of draft
+// probability q is that has to be measured, or guessed by sharpening (trees.md 0.2).
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "builders/options.h"
+#include "treespec/source.h"
+
+namespace treespec {
+
+struct ScoreOptions {
+  /// Scores are log_softmax(logprob / temperature) over the candidates.
+  double temperature = 1.0;
+  /// Rows (q, a): draft probability q, measured acceptance a; piecewise linear from (0, 0), flat
+  /// after the last. Applied after the temperature; empty: a = q.
+  OptionTable calibration;
+
+  bool plain() const { return temperature == 1.0 && calibration.empty(); }
+};
+
+/// Reads `score_temperature` and `calibration`.
+ScoreOptions read_score_options(std::string_view builder, OptionReader& reader);
+
+/// Rewrites rows; memory is kept from row to row.
+class Scorer {
+ public:
+  explicit Scorer(ScoreOptions options) : options_(std::move(options)) {}
+
+  /// The row with its scores; borrowed from this object until the next call when they changed.
+  /// Equal scores may then stand in any order of tokens, so that the result is not `ranked`.
+  CandidateRow scored(CandidateRow row);
+
+ private:
+  void sharpen(int32_t size, float top);
+  void calibrate(int32_t size);
+
+  ScoreOptions options_;
+  std::vector<float> score_;
+  std::vector<double> weight_;
+};
+
+}  // namespace treespec
