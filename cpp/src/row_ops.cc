@@ -4,14 +4,16 @@
 #include <algorithm>
 #include <limits>
 
+#include "shared/block_sum.hd.h"
 #include "shared/fixed_point.hd.h"
+#include "shared/half.hd.h"
 #include "shared/math.hd.h"
 #include "shared/simd.h"
 
 namespace treespec::row {
 namespace {
 
-constexpr int64_t kBlock = 256;
+constexpr int64_t kRaceBlock = 256;
 constexpr double kSlack = 1.0 + 1e-9;  // covers every rounding of the bound of a race
 
 TREESPEC_SIMD void exp_shifted(const float* score, int64_t size, double top, double* weights) {
@@ -198,16 +200,105 @@ int64_t argmax(const double* values, int64_t size) {
   return std::find(values, values + size, max(values, size)) - values;
 }
 
+namespace {
+
+template <class From, class Convert>
+TREESPEC_INLINE void convert_row(const From* data, int64_t size, float* out, Convert convert) {
+  for (int64_t t = 0; t < size; ++t) out[t] = convert(data[t]);
+}
+
+TREESPEC_SIMD void from_double(const double* data, int64_t size, float* out) {
+  convert_row(data, size, out, [](double x) { return static_cast<float>(x); });
+}
+TREESPEC_SIMD void from_float16(const uint16_t* data, int64_t size, float* out) {
+  convert_row(data, size, out, shared::float16_to_float);
+}
+TREESPEC_SIMD void from_bfloat16(const uint16_t* data, int64_t size, float* out) {
+  convert_row(data, size, out, shared::bfloat16_to_float);
+}
+
+}  // namespace
+
+void to_float(const void* data, DType dtype, int64_t first, int64_t size, float* out) {
+  switch (dtype) {
+    case DType::kFloat32:
+      std::copy_n(static_cast<const float*>(data) + first, size, out);
+      return;
+    case DType::kFloat64:
+      return from_double(static_cast<const double*>(data) + first, size, out);
+    case DType::kFloat16:
+      return from_float16(static_cast<const uint16_t*>(data) + first, size, out);
+    case DType::kBFloat16:
+      return from_bfloat16(static_cast<const uint16_t*>(data) + first, size, out);
+  }
+}
+
+TREESPEC_SIMD float lane_maxima(const float* block, int64_t size, float* lane_max) {
+  float lane[kMaxLanes];               // local: it cannot alias the block
+  uint32_t magnitude[kMaxLanes] = {};  // bits without the sign: NaN has the largest
+  for (float& top : lane) top = -std::numeric_limits<float>::infinity();
+  const auto look = [&](int64_t i, float x) {
+    const uint32_t bits = shared::float_to_bits(x) & 0x7FFFFFFFu;
+    lane[i] = x > lane[i] ? x : lane[i];
+    magnitude[i] = bits > magnitude[i] ? bits : magnitude[i];
+  };
+  int64_t t = 0;
+  for (; t + kMaxLanes <= size; t += kMaxLanes) {
+    for (int64_t i = 0; i < kMaxLanes; ++i) look(i, block[t + i]);
+  }
+  for (int64_t i = 0; t + i < size; ++i) look(i, block[t + i]);
+  std::copy_n(lane, kMaxLanes, lane_max);
+  constexpr uint32_t kInfinity = 0x7F800000u;
+  const uint32_t largest = *std::max_element(magnitude, magnitude + kMaxLanes);
+  return largest > kInfinity ? std::numeric_limits<float>::quiet_NaN() : max(lane_max, kMaxLanes);
+}
+
+int32_t at_least(const float* values, int32_t size, float least, int32_t* places) {
+  int32_t count = 0;
+  for (int32_t i = 0; i < size; ++i) {
+    places[count] = i;  // kept when it counts: no branch to mispredict
+    count += values[i] >= least;
+  }
+  return count;
+}
+
+TREESPEC_SIMD int64_t count_at_least(const float* values, int64_t size, float least) {
+  int32_t count = 0;
+  for (int64_t t = 0; t < size; ++t) count += values[t] >= least;
+  return count;
+}
+
+TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double scale) {
+  constexpr int64_t kLanes = shared::kLanes;
+  constexpr double kLog2E = 1.4426950408889634074;
+  const auto factor = static_cast<float>(scale * kLog2E);
+  float lane[kLanes] = {};
+  int64_t t = 0;
+  for (; t + kLanes <= size; t += kLanes) {
+    // Fetch the block that follows while the arithmetic units are busy with this one.
+    for (int64_t i = 0; i < kLanes; i += 16) __builtin_prefetch(block + size + t + i);
+    for (int64_t i = 0; i < kLanes; ++i) {
+      lane[i] += shared::exp2_nonpositive((block[t + i] - top) * factor);
+    }
+  }
+  for (int64_t i = 0; t + i < size; ++i) {
+    lane[i] += shared::exp2_nonpositive((block[t + i] - top) * factor);
+  }
+  double sum = 0.0;
+  for (const float value : lane) sum += static_cast<double>(value);
+  return sum;
+}
+
 std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
                           const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count) {
   Leaders leaders(count);
-  uint64_t random[kBlock];
-  uint8_t hopeful[kBlock];
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int64_t end = std::min(size, begin + kBlock);
+  uint64_t random[kRaceBlock];
+  uint8_t hopeful[kRaceBlock];
+  for (int64_t begin = 0; begin < size; begin += kRaceBlock) {
+    const int64_t end = std::min(size, begin + kRaceBlock);
     const int64_t positive = count_positive(weights + begin, end - begin);
     // A truncated row has few positive weights per block: draw only theirs.
-    const bool dense = token == nullptr && positive > kBlock / 8;
+    const bool dense = token == nullptr && positive > kRaceBlock / 8;
     if (dense) {
       random_block(key, purpose, node_slot, static_cast<uint32_t>(begin), end - begin, random);
       const int64_t left =

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "treespec/array_view.h"
 #include "treespec/rng.h"
 
 namespace treespec::row {
@@ -37,6 +38,18 @@ void divide(double* values, int64_t size, double divisor);
 /// Id of the largest value, lowest among ties; no NaN.
 int64_t argmax(const float* values, int64_t size);
 int64_t argmax(const double* values, int64_t size);
+
+/// Entries first ... first + size of a row of any dtype, as float32.
+void to_float(const void* data, DType dtype, int64_t first, int64_t size, float* out);
+/// Maxima of every kMaxLanes-th value: lane i of a block holds i, i + kMaxLanes, ...; -inf for an
+/// empty lane. Returns the largest, or NaN when the block has one.
+constexpr int64_t kMaxLanes = 128;
+float lane_maxima(const float* block, int64_t size, float* lane_max);
+/// Places of the values >= least, ascending; returns how many. `places`: room for `size`.
+int32_t at_least(const float* values, int32_t size, float least, int32_t* places);
+int64_t count_at_least(const float* values, int64_t size, float least);
+/// Sum over the block of exp(scale * (x - top)), scale > 0; partition as in shared/block_sum.hd.h.
+double exp_sum(const float* block, int64_t size, float top, double scale);
 
 /// A weighted exponential race: ids of the `count` smallest -ln(U_t) / weight_t in ascending order
 /// (ties by id), fewer when fewer weights are positive. U_t = (random53 + 1) * 2^-53 of the counter

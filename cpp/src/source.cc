@@ -7,6 +7,7 @@
 #include <functional>
 #include <numeric>
 
+#include "treespec/candidates.h"
 #include "treespec/error.h"
 
 namespace treespec {
@@ -88,8 +89,31 @@ RankedLists::RankedLists(const char* who, const int32_t* token, const float* log
   copy_ = copy;
 }
 
+RankedLists::RankedLists(std::vector<int32_t> token, std::vector<float> logprob, int32_t width)
+    : next_(nullptr), width_(width) {
+  const auto copy = std::make_shared<Copy>();
+  copy->token = std::move(token);
+  copy->logprob = std::move(logprob);
+  token_ = copy->token.data();
+  logprob_ = copy->logprob.data();
+  copy_ = copy;
+}
+
 Marginals::Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width)
     : depth_(depth), lists_("Marginals", token, logprob, nullptr, depth, width, 0) {}
+
+Marginals Marginals::from_logits(const RowsView& logits, int32_t width, double temperature) {
+  TREESPEC_CHECK(width >= 1, "Marginals: width must be >= 1, got ", width);
+  TREESPEC_CHECK(logits.num_rows <= INT32_MAX, "Marginals: rows must be fewer than 2^31, got ",
+                 logits.num_rows);
+  width = static_cast<int32_t>(std::min<int64_t>(width, std::max<int64_t>(logits.width, 1)));
+  const auto size = static_cast<size_t>(logits.num_rows * width);
+  std::vector<int32_t> token(size);
+  std::vector<float> logprob(size);
+  rank_candidates(logits, width, temperature, token.data(), logprob.data());
+  return {RankedLists(std::move(token), std::move(logprob), width),
+          static_cast<int32_t>(logits.num_rows)};
+}
 
 ArrayView<const CandidateRow> Marginals::rows(ArrayView<const FrontierNode> nodes) {
   rows_.clear();

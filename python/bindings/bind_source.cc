@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind_source.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "bindings.h"
 #include "dlpack_view.h"
+#include "treespec/candidates.h"
 #include "treespec/error.h"
 
 namespace treespec::python {
@@ -48,6 +50,27 @@ PySource make_marginals(const py::object& token, const py::object& logprob) {
   out.source =
       std::make_shared<Marginals>(ids.data(), scores.data(), static_cast<int32_t>(ids.shape(0)),
                                   static_cast<int32_t>(ids.shape(1)));
+  return out;
+}
+
+PySource marginals_from_logits(const py::object& logits, int32_t width, double temperature) {
+  const BorrowedArray borrowed = borrow(logits, "logits");
+  const RowsView rows = rows_view(borrowed, "logits");
+  TREESPEC_CHECK(width >= 1, "Marginals: width must be >= 1, got ", width);
+  const py::ssize_t kept = std::max<py::ssize_t>(std::min<py::ssize_t>(width, rows.width), 1);
+  Dense<int32_t> token({static_cast<py::ssize_t>(rows.num_rows), kept});
+  Dense<float> logprob({static_cast<py::ssize_t>(rows.num_rows), kept});
+  {
+    int32_t* const ids = token.mutable_data();
+    float* const scores = logprob.mutable_data();
+    const py::gil_scoped_release release;
+    rank_candidates(rows, static_cast<int32_t>(kept), temperature, ids, scores);
+  }
+  PySource out;
+  out.kept = {token, logprob};
+  out.source =
+      std::make_shared<Marginals>(token.data(), logprob.data(), static_cast<int32_t>(rows.num_rows),
+                                  static_cast<int32_t>(kept));
   return out;
 }
 
@@ -99,7 +122,18 @@ token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copie
       .def(py::init([](const py::object& t, const py::object& l) {
              return PyMarginals{make_marginals(t, l)};
            }),
-           py::arg("token"), py::arg("logprob"));
+           py::arg("token"), py::arg("logprob"))
+      .def_static(
+          "from_logits",
+          [](const py::object& logits, int32_t width, double temperature) {
+            return PyMarginals{marginals_from_logits(logits, width, temperature)};
+          },
+          py::arg("logits"), py::arg("width") = 64, py::kw_only(), py::arg("temperature") = 1.0,
+          R"(The `width` likeliest tokens of every row under softmax(logits / temperature).
+
+logits [D, V], float32, float16, bfloat16 or float64, not copied. One pass over memory; a
+log-probability is within 2e-6 of the exact one, ties fall to the lower id. Raises ValueError for
+NaN, +inf, or a row without a finite logit.)");
   py::class_<PyTransitions, PySource>(m, "Transitions",
                                       R"(First-order lists of conditional drafters.
 

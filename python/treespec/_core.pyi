@@ -89,6 +89,15 @@ class Marginals(CandidateSource):
     
     token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied.
     """
+    @staticmethod
+    def from_logits(logits: typing.Any, width: typing.SupportsInt | typing.SupportsIndex = 64, *, temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> Marginals:
+        """
+        The `width` likeliest tokens of every row under softmax(logits / temperature).
+        
+        logits [D, V], float32, float16, bfloat16 or float64, not copied. One pass over memory; a
+        log-probability is within 2e-6 of the exact one, ties fall to the lower id. Raises ValueError for
+        NaN, +inf, or a row without a finite logit.
+        """
     def __init__(self, token: typing.Any, logprob: typing.Any) -> None:
         ...
 class Transitions(CandidateSource):

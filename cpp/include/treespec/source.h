@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "treespec/array_view.h"
@@ -61,6 +62,8 @@ class RankedLists {
   /// of `who`, for NaN, a positive log-probability, a negative or repeated token.
   RankedLists(const char* who, const int32_t* token, const float* logprob, const int32_t* next,
               int64_t num_lists, int32_t width, int64_t unused);
+  /// Takes lists that are known to be ranked and sound.
+  RankedLists(std::vector<int32_t> token, std::vector<float> logprob, int32_t width);
   CandidateRow row(int64_t list) const {
     const int64_t at = list * width_;
     return {token_ + at, logprob_ + at, next_ != nullptr ? next_ + at : nullptr, width_, true};
@@ -81,11 +84,16 @@ class Marginals final : public CandidateSource {
   /// `token`, `logprob`: `[depth, width]`; tokens of a row distinct. A padding entry has logprob
   /// -inf. Borrowed when every list is ranked already, else copied.
   Marginals(const int32_t* token, const float* logprob, int32_t depth, int32_t width);
+  /// The `width` likeliest tokens of each row of `logits` `[depth, V]`, any float dtype, under
+  /// softmax(logits / temperature); see rank_candidates.
+  static Marginals from_logits(const RowsView& logits, int32_t width, double temperature = 1.0);
   SourceKind kind() const override { return SourceKind::kMarginals; }
   ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override;
   int32_t max_depth() const override { return depth_; }
 
  private:
+  Marginals(RankedLists lists, int32_t depth) : depth_(depth), lists_(std::move(lists)) {}
+
   int32_t depth_;
   RankedLists lists_;
   std::vector<CandidateRow> rows_;

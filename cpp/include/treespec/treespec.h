@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All of treespec's C++ API. A round is six steps:
 //
-//   1 draft   score children of the frontier      decoder.h, drafts.h, source.h
+//   1 draft   score children of the frontier      decoder.h, drafts.h, source.h, candidates.h
 //   2 build   grow the tree within the budget     tree_builder.h, token_tree.h
 //   3 mask    who attends to whom, positions      tree_mask.h
 //   4 target  one forward over all nodes          decoder.h
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "treespec/array_view.h"
+#include "treespec/candidates.h"
 #include "treespec/decoder.h"
 #include "treespec/device.h"
 #include "treespec/drafts.h"

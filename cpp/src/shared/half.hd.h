@@ -15,6 +15,12 @@ TREESPEC_HD float bits_to_float(uint32_t bits) {
   return value;
 }
 
+TREESPEC_HD uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 TREESPEC_HD float bfloat16_to_float(uint16_t bits) {
   return bits_to_float(static_cast<uint32_t>(bits) << 16);
 }

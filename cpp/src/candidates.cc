@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "treespec/candidates.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "row_ops.h"
+#include "shared/block_sum.hd.h"
+#include "shared/math.hd.h"
+#include "treespec/error.h"
+
+namespace treespec {
+namespace {
+
+using shared::kBlock;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+/// A logit and its token in one word, larger for a better candidate: value down, token up.
+class Entry {
+ public:
+  Entry(float value, int64_t token)
+      : word_(static_cast<uint64_t>(rising(value)) << 32 |
+              (UINT32_MAX - static_cast<uint32_t>(token))) {}
+  float value() const {
+    const auto bits = static_cast<uint32_t>(word_ >> 32);
+    return shared::bits_to_float((bits & kSign) != 0 ? bits ^ kSign : ~bits);
+  }
+  int32_t token() const { return static_cast<int32_t>(UINT32_MAX - static_cast<uint32_t>(word_)); }
+  bool operator>(const Entry& other) const { return word_ > other.word_; }
+
+ private:
+  static constexpr uint32_t kSign = 0x80000000u;
+  /// Bits that rise with the value; -0 counts as 0.
+  static uint32_t rising(float value) {
+    const uint32_t bits = shared::float_to_bits(value + 0.0f);
+    return (bits & kSign) != 0 ? ~bits : bits ^ kSign;
+  }
+  uint64_t word_;
+};
+
+/// Reads a row of any dtype as float32 blocks.
+class BlockReader {
+ public:
+  BlockReader(const RowsView& rows, int64_t row) : rows_(rows), first_(row * rows.row_stride) {
+    if (rows.dtype != DType::kFloat32) copy_.resize(static_cast<size_t>(kBlock));
+  }
+  const float* read(int64_t begin, int64_t size) {
+    if (rows_.dtype == DType::kFloat32) {
+      return static_cast<const float*>(rows_.data) + first_ + begin;
+    }
+    row::to_float(rows_.data, rows_.dtype, first_ + begin, size, copy_.data());
+    return copy_.data();
+  }
+
+ private:
+  const RowsView& rows_;
+  int64_t first_;
+  std::vector<float> copy_;
+};
+
+/// The best entries of a row. Takes what may be among them and cuts back when it has many; the
+/// least value of interest rises quickly, so that most lanes are passed over.
+class Leaders {
+ public:
+  explicit Leaders(int64_t width) : width_(width) {}
+
+  void clear() {
+    value_.clear();
+    token_.clear();
+    least_ = std::numeric_limits<float>::lowest();
+    limit_ = 2 * width_;
+    fresh_ = true;
+  }
+
+  /// `lane_max`: of row::lane_maxima.
+  void offer(const float* block, int64_t size, int64_t first_token, const float* lane_max) {
+    if (fresh_ && width_ <= row::kMaxLanes) raise_to_lanes(lane_max);
+    fresh_ = false;
+    int32_t lanes[row::kMaxLanes];
+    const int32_t num_lanes = row::at_least(lane_max, row::kMaxLanes, least_, lanes);
+    for (int32_t i = 0; i < num_lanes; ++i) {
+      for (int64_t t = lanes[i]; t < size; t += row::kMaxLanes) {
+        if (!(block[t] >= least_)) continue;
+        value_.push_back(block[t]);
+        token_.push_back(static_cast<int32_t>(first_token + t));
+      }
+    }
+    if (count() > limit_) cut();
+  }
+
+  /// At most `width` entries, best first.
+  std::vector<Entry> take() const {
+    std::vector<Entry> best;
+    for (size_t i = 0; i < value_.size(); ++i) best.emplace_back(value_[i], token_[i]);
+    const auto kept = std::min(static_cast<std::ptrdiff_t>(width_), best.end() - best.begin());
+    std::partial_sort(best.begin(), best.begin() + kept, best.end(), std::greater<>());
+    best.erase(best.begin() + kept, best.end());
+    return best;
+  }
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(value_.size()); }
+
+  /// `width` lanes hold as many entries of at least their worst maximum.
+  void raise_to_lanes(const float* lane_max) {
+    float sorted[row::kMaxLanes];
+    std::copy_n(lane_max, row::kMaxLanes, sorted);
+    std::nth_element(sorted, sorted + width_ - 1, sorted + row::kMaxLanes, std::greater<>());
+    least_ = std::max(least_, sorted[width_ - 1]);
+  }
+
+  /// Raises the least value of interest by bisection, which is cheaper than sorting, until not many
+  /// more than `width` entries are left. Ties stay: take() decides them.
+  void cut() {
+    float low = *std::min_element(value_.begin(), value_.end());  // at least `width` reach it
+    float high = row::max(value_.data(), count());
+    for (int step = 0; step < 24; ++step) {
+      const float middle = low + (high - low) * 0.5f;
+      const int64_t above = row::count_at_least(value_.data(), count(), middle);
+      (above >= width_ ? low : high) = middle;
+      if (above >= width_ && above <= width_ + width_ / 4) break;
+    }
+    least_ = low;
+    size_t kept = 0;
+    for (size_t i = 0; i < value_.size(); ++i) {
+      value_[kept] = value_[i];
+      token_[kept] = token_[i];
+      kept += value_[i] >= low;
+    }
+    value_.resize(kept);
+    token_.resize(kept);
+    limit_ = 2 * std::max(width_, count());
+  }
+
+  int64_t width_, limit_ = 0;
+  float least_ = 0.0f;
+  bool fresh_ = true;
+  std::vector<float> value_;
+  std::vector<int32_t> token_;
+};
+
+/// Statistics of the blocks of a row.
+struct BlockSums {
+  std::vector<float> top;   // largest logit
+  std::vector<double> sum;  // of exp(scale * (x - top))
+
+  void clear() {
+    top.clear();
+    sum.clear();
+  }
+  float row_top() const {
+    float best = kLowest;
+    for (const float value : top) best = value > best ? value : best;
+    return best;
+  }
+  /// ln of the sum over the row of exp(scale * (x - row_top)).
+  double log_mass(double scale) const {
+    const auto best = static_cast<double>(row_top());
+    double mass = 0.0;
+    for (size_t b = 0; b < top.size(); ++b) {
+      if (top[b] == kLowest) continue;
+      mass += shared::exp_nonpositive((static_cast<double>(top[b]) - best) * scale) * sum[b];
+    }
+    return -shared::log_unit(1.0 / mass);  // mass >= 1, and log_unit is for (0, 1]
+  }
+};
+
+}  // namespace
+
+void rank_candidates(const RowsView& logits, int32_t width, double temperature, int32_t* token,
+                     float* logprob) {
+  TREESPEC_CHECK(width >= 1, "rank_candidates: width must be >= 1, got ", width);
+  TREESPEC_CHECK(temperature >= 1e-6 && temperature <= 1e6,
+                 "rank_candidates: temperature must be in [1e-6, 1e6], got ", temperature);
+  const double scale = 1.0 / temperature;
+  Leaders leaders(std::min<int64_t>(width, logits.width));
+  BlockSums sums;
+  float lane_max[row::kMaxLanes];
+  for (int64_t r = 0; r < logits.num_rows; ++r) {
+    leaders.clear();
+    sums.clear();
+    BlockReader reader(logits, r);
+    for (int64_t begin = 0; begin < logits.width; begin += kBlock) {
+      const int64_t size = std::min(kBlock, logits.width - begin);
+      const float* block = reader.read(begin, size);
+      const float top = row::lane_maxima(block, size, lane_max);
+      TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(),
+                     "rank_candidates: logits must not contain NaN or +inf, row ", r, " does");
+      sums.top.push_back(top);
+      sums.sum.push_back(top == kLowest ? 0.0 : row::exp_sum(block, size, top, scale));
+      leaders.offer(block, size, begin, lane_max);
+    }
+    const float top = sums.row_top();
+    TREESPEC_CHECK(top != kLowest, "rank_candidates: logits must have a finite entry in row ", r);
+    const double log_mass = sums.log_mass(scale);
+    std::vector<Entry> ranked;
+    for (const Entry& e : leaders.take()) {
+      const double relative = (static_cast<double>(e.value()) - static_cast<double>(top)) * scale;
+      ranked.emplace_back(static_cast<float>(std::min(relative - log_mass, 0.0)), e.token());
+    }
+    std::sort(ranked.begin(), ranked.end(), std::greater<>());  // rounding may have made new ties
+    for (int64_t k = 0; k < width; ++k) {
+      const bool given = k < static_cast<int64_t>(ranked.size());
+      token[r * width + k] = given ? ranked[static_cast<size_t>(k)].token() : 0;
+      logprob[r * width + k] = given ? ranked[static_cast<size_t>(k)].value() : kLowest;
+    }
+  }
+}
+
+}  // namespace treespec
