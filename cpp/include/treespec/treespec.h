@@ -2,7 +2,7 @@
 // All of treespec's C++ API. A round is six steps:
 //
 //   1 draft   score children of the frontier      decoder.h, drafts.h, source.h, candidates.h
-//   2 build   grow the tree within the budget     tree_builder.h, token_tree.h
+//   2 build   grow the tree within the budget     tree_builder.h, growth_map.h, token_tree.h
 //   3 mask    who attends to whom, positions      tree_mask.h
 //   4 target  one forward over all nodes          decoder.h
 //   5 verify  accept a path, sample one more      verifier.h, sampling.h
@@ -15,6 +15,7 @@
 #include "treespec/device.h"
 #include "treespec/drafts.h"
 #include "treespec/error.h"
+#include "treespec/growth_map.h"
 #include "treespec/kv_commit.h"
 #include "treespec/rng.h"
 #include "treespec/sampling.h"

@@ -3,12 +3,23 @@
 // Source: Leviathan et al., 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318.
 #include <algorithm>
 
-#include "builders/fixed_width.h"
+#include "builders/fixed_shape.h"
 #include "builders/options.h"
 #include "builders/registry.h"
 
 namespace treespec {
 namespace {
+
+/// A place is a depth: a path of any length takes no memory.
+class Path final : public TreeShape {
+ public:
+  explicit Path(int32_t length) : length_(length) {}
+  int32_t num_children(int32_t place) const override { return place < length_ ? 1 : 0; }
+  int32_t child(int32_t place, int32_t) const override { return place + 1; }
+
+ private:
+  int32_t length_;
+};
 
 class Chain final : public TreeBuilder {
  public:
@@ -27,7 +38,7 @@ class Chain final : public TreeBuilder {
   std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
                                     const RoundKey& key) const override {
     const int32_t length = std::min({node_budget, max_depth_, max_depth});
-    return fixed_width_growth(std::vector<int32_t>(static_cast<size_t>(length), 1), proposal_, key);
+    return fixed_shape_growth(std::make_shared<Path>(length), proposal_, key);
   }
 
  private:
