@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'expected_tokens', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -313,6 +313,10 @@ def builder_table() -> list[tuple[str, str]]:
     """
     (name, summary) of every builder, in table order.
     """
+def check_growth_map(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    """
+    Raises ValueError for a parent that is no earlier node.
+    """
 def check_tree(tree: TokenTree) -> list[str]:
     """
     Violated invariants; [] for a sound tree.
@@ -333,6 +337,18 @@ def cuda_device_count() -> int:
     """
     Usable GPUs; 0 without a driver.
     """
+def demo_acceptance() -> list[list[float]]:
+    """
+    The default table of sequoia.
+    """
+def demo_accuracy() -> list[list[float]]:
+    """
+    The default table of medusa_choices.
+    """
+def expected_tokens(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]]) -> float:
+    """
+    Tokens per round that the table promises.
+    """
 def fill_mask(parent: typing.Any, depth: typing.Any, first: typing.SupportsInt | typing.SupportsIndex, prefix_length: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, out: typing.Any) -> None:
     """
     Fills `out` [N - first, prefix + N] for the queries first..N-1.
@@ -347,6 +363,18 @@ def fixed_sum(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -
 def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], u: typing.SupportsFloat | typing.SupportsIndex) -> int:
     """
     Smallest id whose cumulative weight exceeds u * total.
+    """
+def non_increasing_fit(values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = []) -> list[float]:
+    """
+    Weighted isotonic regression, falling.
+    """
+def optimal_growth_map(acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]], num_nodes: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex = 2147483647) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    Parents of the best map for the smoothed table, in order of falling value.
+    """
+def optimal_growth_map_dp(acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]], num_nodes: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex = 2147483647) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    Parents of the best map for the table as it is, in order of depth.
     """
 def philox(c0: typing.SupportsInt | typing.SupportsIndex, c1: typing.SupportsInt | typing.SupportsIndex, c2: typing.SupportsInt | typing.SupportsIndex, c3: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int, int, int]:
     """

@@ -129,11 +129,7 @@ std::vector<int32_t> FixedShapeGrowth::top_and_one(int32_t node, const Candidate
                                                    int32_t width) const {
   std::vector<int32_t> chosen = most_likely(row, width - 1);
   std::vector<double> rest = law_.probs();
-  for (const int32_t entry : chosen) {
-    const auto at =
-        std::lower_bound(law_.tokens().begin(), law_.tokens().end(), row.token_of(entry));
-    rest[at - law_.tokens().begin()] = 0.0;
-  }
+  for (const int32_t entry : chosen) rest[law_.place_of(row.token_of(entry))] = 0.0;
   for (const int32_t k : law_.race(rest, key_, nodes_[node].slot, 1)) {
     chosen.push_back(law_.entry(k));
   }

@@ -45,6 +45,12 @@ void RowLaw::read(const CandidateRow& row) {
                  shared::from_raw_fixed(row::raw_fixed_sum(prob_.data(), size)));
 }
 
+int32_t RowLaw::place_of(int32_t token) const {
+  if (dense_) return token;
+  return static_cast<int32_t>(std::lower_bound(token_.begin(), token_.end(), token) -
+                              token_.begin());
+}
+
 std::vector<int32_t> RowLaw::race(const std::vector<double>& weights, const RoundKey& key,
                                   uint32_t slot, int32_t count) const {
   return row::race(weights.data(), dense_ ? nullptr : token_.data(), size(), key, Purpose::kDraft,

@@ -24,6 +24,8 @@ class RowLaw {
   /// float32 numbers held in double, by ascending token; some may be 0.
   const std::vector<double>& probs() const { return prob_; }
   int32_t token(int32_t k) const { return dense_ ? k : token_[k]; }
+  /// Place in probs() of a possible token.
+  int32_t place_of(int32_t token) const;
   /// Place of the k-th probability in the row that was read.
   int32_t entry(int32_t k) const { return dense_ ? k : entry_[k]; }
 
