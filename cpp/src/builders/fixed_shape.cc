@@ -127,9 +127,14 @@ std::vector<int32_t> FixedShapeGrowth::drawn(int32_t node, int32_t width) const 
 
 std::vector<int32_t> FixedShapeGrowth::top_and_one(int32_t node, const CandidateRow& row,
                                                    int32_t width) const {
-  std::vector<int32_t> chosen = most_likely(row, width - 1);
+  std::vector<int32_t> chosen;
   std::vector<double> rest = law_.probs();
-  for (const int32_t entry : chosen) rest[law_.place_of(row.token_of(entry))] = 0.0;
+  for (const int32_t entry : most_likely(row, width - 1)) {
+    double& prob = rest[law_.place_of(row.token_of(entry))];
+    // A probability too small for float32 is not in the recorded law, so that no verifier knows it.
+    if (prob > 0.0) chosen.push_back(entry);
+    prob = 0.0;
+  }
   for (const int32_t k : law_.race(rest, key_, nodes_[node].slot, 1)) {
     chosen.push_back(law_.entry(k));
   }

@@ -56,9 +56,9 @@ class SlotGrowth final : public SketchGrowth {
  protected:
   void grow(ArrayView<const CandidateRow> rows) override {
     clear_frontier();
-    const double least = budget_best_value(Among::kKnownToExist);
+    const Bar bar = budget_best(Among::kKnownToExist);
     for (size_t i = 0; i < waiting_.size(); ++i) {
-      evaluate(waiting_[i], rows[static_cast<int64_t>(i)], least);
+      evaluate(waiting_[i], rows[static_cast<int64_t>(i)], bar.value);
     }
     if (!options_.lazy) draw_ahead();
     if (frontier().empty()) pop_slots();
@@ -68,6 +68,14 @@ class SlotGrowth final : public SketchGrowth {
 
  private:
   enum class Among : uint8_t { kKnownToExist, kAll };
+
+  /// The budget-th best slot. Among equal values the shallower comes first: without the depth, a
+  /// drafter that is certain for ever would be followed for ever.
+  struct Bar {
+    double value;
+    int32_t depth;
+    bool reached_by(double v, int32_t d) const { return v > value || (v == value && d <= depth); }
+  };
 
   /// Whether the node may have a child at all.
   bool may_grow(int32_t node) const {
@@ -84,9 +92,9 @@ class SlotGrowth final : public SketchGrowth {
   void draw(int32_t node);
   /// Draws every slot that may be among the best; requests the nodes that may hold more of them.
   void draw_ahead();
-  /// Value of the budget-th best slot, 0 if there are fewer. Slots of nodes whose row is not known
-  /// may turn out not to exist.
-  double budget_best_value(Among among) const;
+  /// Reached by every slot when there are fewer. Slots of nodes whose row is not known may turn out
+  /// not to exist.
+  Bar budget_best(Among among) const;
   /// `place`: the node's place in pop order.
   void push_first_slot(int32_t node, int32_t place);
   /// Pops slots in order until the budget is used or a node has to be evaluated first.
@@ -144,41 +152,46 @@ void SlotGrowth::draw(int32_t node) {
   draws_.emplace_back();
 }
 
-double SlotGrowth::budget_best_value(Among among) const {
-  std::vector<double> values;
+SlotGrowth::Bar SlotGrowth::budget_best(Among among) const {
+  std::vector<Bar> slots;
   for (size_t i = 0; i < nodes_.size(); ++i) {
+    const int32_t depth = nodes_[i].depth + 1;
     if (!draws_[i].evaluated) {
-      if (among == Among::kAll && may_grow(static_cast<int32_t>(i))) values.push_back(value_[i]);
+      if (among == Among::kAll && may_grow(static_cast<int32_t>(i))) {
+        slots.push_back({value_[i], depth});
+      }
       continue;
     }
     const size_t drawn_and_open = std::min(draws_[i].value.size(), nodes_[i].draws.size() + 1);
-    values.insert(values.end(), draws_[i].value.begin(),
-                  draws_[i].value.begin() + static_cast<std::ptrdiff_t>(drawn_and_open));
+    for (size_t j = 0; j < drawn_and_open; ++j) slots.push_back({draws_[i].value[j], depth});
   }
-  if (values.size() < static_cast<size_t>(budget_)) return 0.0;
-  const auto last = values.begin() + budget_ - 1;
-  std::nth_element(values.begin(), last, values.end(), std::greater<>());
+  if (slots.size() < static_cast<size_t>(budget_)) return {0.0, INT32_MAX};
+  const auto last = slots.begin() + budget_ - 1;
+  std::nth_element(slots.begin(), last, slots.end(), [](const Bar& a, const Bar& b) {
+    return a.value != b.value ? a.value > b.value : a.depth < b.depth;
+  });
   return *last;
 }
 
 void SlotGrowth::draw_ahead() {
   for (bool drew = true; drew;) {
     drew = false;
-    const double least = budget_best_value(Among::kAll);
+    const Bar bar = budget_best(Among::kAll);
     std::vector<int32_t> unknown;
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-      const auto node = static_cast<int32_t>(i);
-      if (!draws_[i].evaluated) {
-        if (may_grow(node) && value_[i] >= least) unknown.push_back(node);
+    // Children that are born here wait for the next pass: they may have raised the bar.
+    const auto num_nodes = static_cast<int32_t>(nodes_.size());
+    for (int32_t node = 0; node < num_nodes; ++node) {
+      const int32_t depth = nodes_[node].depth + 1;
+      if (!draws_[node].evaluated) {
+        if (may_grow(node) && bar.reached_by(value_[node], depth)) unknown.push_back(node);
         continue;
       }
-      while (nodes_[i].draws.size() < draws_[i].value.size() &&
-             draws_[i].value[nodes_[i].draws.size()] >= least) {
+      while (nodes_[node].draws.size() < draws_[node].value.size() &&
+             bar.reached_by(draws_[node].value[nodes_[node].draws.size()], depth)) {
         draw(node);
         drew = true;
       }
     }
-    // Draws may have raised the bar for the nodes that were to be evaluated.
     if (!drew) request_all(unknown);
   }
 }
