@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from support import core_build, oracle_build
 
 import treespec
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items):
         for item in items
         if all(admitted(item, mark.args[0]) for mark in item.iter_markers("only"))
     ]
+
+
+@pytest.fixture(params=["core", "oracle"])
+def build(request):
+    """``build(name, source, node_budget=..., **options)``: what holds for one holds for both."""
+    return {"core": core_build, "oracle": oracle_build}[request.param]
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -26,7 +28,97 @@ def modes_of(builder_name):
     """Option dicts that give each proposal mode a builder offers."""
     if "proposal" not in options_of(builder_name):
         return [{}]
-    return [{"proposal": mode} for mode in MODES]
+    module = import_module(reference.builder(builder_name).__module__)
+    return [{"proposal": mode} for mode in getattr(module, "PROPOSALS", MODES)]
+
+
+def kwargs_for(builder_name, **wanted):
+    """The options of `wanted` that the builder has."""
+    known = options_of(builder_name)
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def core_source(source):
+    """An oracle's source as the core takes it; expanders serve both."""
+    if isinstance(source, sources.Marginals):
+        return treespec.Marginals(source.token, source.logprob)
+    if isinstance(source, sources.Transitions):
+        return treespec.Transitions(source.token, source.logprob, source.next)
+    if isinstance(source, sources.Trie):
+        return treespec.Trie(source.parent, source.token, source.logprob)
+    return source
+
+
+def core_build(name, source, **options):
+    return treespec.build_tree(name, core_source(source), **options)
+
+
+def oracle_build(name, source, **options):
+    return reference.builder(name)(source, **options)
+
+
+def marginals(laws, token=None):
+    """Depth-wise rows of the given laws [D, K]; the tokens of a row count up unless given."""
+    logprob = log(laws)
+    if token is None:
+        token = np.broadcast_to(np.arange(logprob.shape[1], dtype=np.int32), logprob.shape)
+    return sources.Marginals(np.ascontiguousarray(token, np.int32), logprob)
+
+
+def path_of(tree, node):
+    """Tokens from the root's child down to a node."""
+    tokens = []
+    while node > 0:
+        tokens.append(int(tree.token[node]))
+        node = int(tree.parent[node])
+    return tuple(tokens[::-1])
+
+
+def paths_of(tree):
+    """The paths of all drafted nodes, in node order."""
+    return [path_of(tree, node) for node in range(1, len(tree.token))]
+
+
+def expected_acceptance(tree):
+    """Sum of the drafted nodes' path probabilities."""
+    return float(np.sum(np.exp(np.asarray(tree.path_logprob[1:], dtype=np.float64))))
+
+
+def same_shape(one, two):
+    """Asserts that two trees have the same tokens at the same places, drawn in the same order."""
+    np.testing.assert_array_equal(one.token[1:], two.token[1:])
+    np.testing.assert_array_equal(one.parent, two.parent)
+    assert [list(d) for d in one.draws] == [list(d) for d in two.draws]
+
+
+def first_nodes(small, large):
+    """Asserts that a tree is the first nodes of another one, and all of it if it is no smaller."""
+    count = len(small.token)
+    np.testing.assert_array_equal(small.token[1:], large.token[1:count])
+    np.testing.assert_array_equal(small.parent, large.parent[:count])
+    np.testing.assert_array_equal(small.path_logprob, large.path_logprob[:count])
+
+
+def all_paths(vocab_size, depth):
+    """Every path of at most `depth` tokens, shorter ones first."""
+    for d in range(1, depth + 1):
+        yield from itertools.product(range(vocab_size), repeat=d)
+
+
+def all_trees(vocab_size, depth, size):
+    """Every prefix-closed set of `size` paths."""
+    for chosen in itertools.combinations(all_paths(vocab_size, depth), size):
+        members = set(chosen)
+        if all(len(p) == 1 or p[:-1] in members for p in chosen):
+            yield chosen
+
+
+def path_weights(laws, vocab_size, depth):
+    """Probability of every path under laws that are a function of the path."""
+    weight = {(): 1.0}
+    for p in all_paths(vocab_size, depth):
+        weight[p] = weight[p[:-1]] * float(laws(p[:-1])[p[-1]])
+    return weight
 
 
 def log(law):

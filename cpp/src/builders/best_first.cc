@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "builders/growth.h"
@@ -103,7 +104,7 @@ class BestFirstGrowth final : public FrontierGrowth {
     clear_frontier();
     const int32_t node = tree_.num_nodes() - 1;  // the row is that of the last node popped
     rows_[node] = ranked(rows[0]);
-    offer(node, 0);
+    if (ready(node, 0)) heap_.push(candidate(node, 0));
     while (!heap_.empty() && tree_.num_nodes() <= budget_) {
       if (take_best()) return;
     }
@@ -112,6 +113,8 @@ class BestFirstGrowth final : public FrontierGrowth {
  private:
   /// The row in rank order, with its scores; a copy when the source's own will not do.
   CandidateRow ranked(const CandidateRow& row);
+  /// A copy with its candidates in the given order.
+  CandidateRow copied(const CandidateRow& row, const std::vector<int32_t>& order);
   bool possible(int32_t parent, int32_t rank) const {
     return rank < rows_[parent].size && rows_[parent].logprob[rank] != kImpossible;
   }
@@ -119,9 +122,19 @@ class BestFirstGrowth final : public FrontierGrowth {
     return {child_score(tree_.path_logprob[parent], rows_[parent].logprob[rank]),
             tree_.depth[parent] + 1, parent, rank};
   }
-  void offer(int32_t parent, int32_t rank) {
-    if (possible(parent, rank)) heap_.push(candidate(parent, rank));
+  /// Whether there is a candidate of this rank; brings it into the total order first.
+  bool ready(int32_t parent, int32_t rank) {
+    if (!possible(parent, rank)) return false;
+    if (possible(parent, rank + 1) && same_score(parent, rank, rank + 1)) settle_tie(parent, rank);
+    return true;
   }
+  bool same_score(int32_t parent, int32_t a, int32_t b) const {
+    const float base = tree_.path_logprob[parent];
+    const float* logprob = rows_[parent].logprob;
+    return child_score(base, logprob[a]) == child_score(base, logprob[b]);
+  }
+  /// Siblings whose log-probabilities differ but whose scores round to one number come by token.
+  void settle_tie(int32_t parent, int32_t first);
   /// Pops the best candidate into the tree and offers its next sibling. Returns whether the new
   /// node's row is wanted before the next pop.
   bool take_best();
@@ -144,14 +157,14 @@ class BestFirstGrowth final : public FrontierGrowth {
 bool BestFirstGrowth::take_best() {
   const Candidate best = heap_.top();
   const int32_t parent = best.parent(), rank = best.rank();
-  const CandidateRow& row = rows_[parent];
+  const CandidateRow row = rows_[parent];
   const int32_t token = row.token_of(rank);
   const int32_t state = row.state != nullptr ? row.state[rank] : 0;
   tree_.token.push_back(token);
   tree_.parent.push_back(parent);
   tree_.depth.push_back(best.depth());
   tree_.path_logprob.push_back(child_score(tree_.path_logprob[parent], row.logprob[rank]));
-  if (possible(parent, rank + 1)) {
+  if (ready(parent, rank + 1)) {
     heap_.replace_top(candidate(parent, rank + 1));
   } else {
     heap_.pop();
@@ -163,10 +176,26 @@ bool BestFirstGrowth::take_best() {
   return true;
 }
 
+void BestFirstGrowth::settle_tie(int32_t parent, int32_t first) {
+  if (first > 0 && same_score(parent, first - 1, first)) return;  // done with the first of them
+  const CandidateRow row = rows_[parent];
+  int32_t end = first + 1;
+  while (end < row.size && same_score(parent, first, end)) ++end;
+  std::vector<int32_t> order(static_cast<size_t>(row.size));
+  std::iota(order.begin(), order.end(), 0);
+  const auto by_token = [&](int32_t a, int32_t b) { return row.token_of(a) < row.token_of(b); };
+  if (std::is_sorted(order.begin() + first, order.begin() + end, by_token)) return;
+  std::sort(order.begin() + first, order.begin() + end, by_token);
+  rows_[parent] = copied(row, order);
+}
+
 CandidateRow BestFirstGrowth::ranked(const CandidateRow& given) {
   if (plain_ && given.ranked) return given;
   const CandidateRow row = scorer_.scored(given);
-  const std::vector<int32_t> order = most_likely(row, row.size);
+  return copied(row, most_likely(row, row.size));
+}
+
+CandidateRow BestFirstGrowth::copied(const CandidateRow& row, const std::vector<int32_t>& order) {
   OwnRow& own = own_.emplace_back();
   for (const int32_t k : order) {
     own.token.push_back(row.token_of(k));

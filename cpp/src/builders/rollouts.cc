@@ -16,7 +16,6 @@ class Rollouts final : public TreeBuilder {
   explicit Rollouts(const BuilderOptions& options) {
     OptionReader reader("rollouts", options);
     paths_given_ = reader.given("num_paths");
-    depth_given_ = reader.given("max_depth");
     num_paths_ = reader.integer("num_paths", 4, 1);
     max_depth_ = reader.integer("max_depth", INT32_MAX, 0);
     reader.finish();
@@ -27,11 +26,9 @@ class Rollouts final : public TreeBuilder {
   bool accepts(SourceKind) const override { return true; }
   std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
                                     const RoundKey& key) const override {
-    const int64_t least = !paths_given_  ? 0
-                          : depth_given_ ? int64_t{num_paths_} * max_depth_
-                                         : num_paths_;
-    TREESPEC_CHECK(least <= node_budget, "rollouts: node_budget must hold the paths, ", least,
-                   " nodes, got ", node_budget);
+    TREESPEC_CHECK(!paths_given_ || num_paths_ <= node_budget,
+                   "rollouts: node_budget must hold a node of each of the num_paths = ", num_paths_,
+                   " paths, got ", node_budget);
     const int32_t num_paths =
         paths_given_ ? num_paths_ : std::min(num_paths_, std::max(node_budget, 1));
     const int32_t length = std::min({max_depth_, max_depth, node_budget / num_paths});
@@ -39,7 +36,7 @@ class Rollouts final : public TreeBuilder {
   }
 
  private:
-  bool paths_given_, depth_given_;
+  bool paths_given_;
   int32_t num_paths_, max_depth_;
 };
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from treespec.reference import growth_map
 from treespec.reference.rng import Purpose, RoundKey, child_slot, race_keys, uniform
 from treespec.reference.sampling import draft_law, inverse_cdf
 from treespec.reference.sources import CandidateRow, FrontierNode, open_source
@@ -50,6 +51,18 @@ class Growth:
         return self.reader.rows(frontier) if frontier else []
 
 
+def depth_cap(source: Any, max_depth: int | None) -> float:
+    """The deepest level that a source and ``max_depth`` (None: any) allow."""
+    deepest = open_source(source).max_depth
+    return deepest if max_depth is None else min(max_depth, deepest)
+
+
+def check_count(name: str, option: str, value: int | None, least: int) -> None:
+    """Refuses a count below ``least``; None is "not given"."""
+    if value is not None and value < least:
+        raise ValueError(f"{name}: {option} must be >= {least}, got {value}")
+
+
 def children_of(node: Node, row: CandidateRow) -> list[Node]:
     """All possible children in rank order (log-probability down, token up), scores in float32."""
     ranked = sorted(range(len(row.token)), key=lambda k: (-row.logprob[k], row.token[k]))
@@ -74,7 +87,7 @@ def draw_children(
 
     Sets ``node.draws`` (with multiplicity) and, for sampled proposals, ``node.law``. Randomness:
     purpose draft at the node's path slot; iid: draw j takes counter j; without replacement: token t
-    takes counter t.
+    takes counter t; top_plus_one: the ``count - 1`` likeliest, then a race of the rest.
     """
     ranked = children_of(node, row)
     if proposal == "deterministic":
@@ -94,11 +107,48 @@ def draw_children(
         keys = race_keys(key, Purpose.DRAFT, node.slot, token, wide)
         order = sorted(np.flatnonzero(wide > 0), key=lambda k: (keys[k], token[k]))
         drawn = [int(token[k]) for k in order[:count]]
+    elif proposal == "top_plus_one":
+        # A token whose probability rounds to 0 is in no law that could be recorded.
+        top = [child.token for child in ranked if child.token in node.law][: count - 1]
+        rest = np.where(np.isin(token, top), 0.0, wide)
+        keys = race_keys(key, Purpose.DRAFT, node.slot, token, rest)
+        order = sorted(np.flatnonzero(rest > 0), key=lambda k: (keys[k], token[k]))
+        drawn = [*top, *(int(token[k]) for k in order[:1])]
     else:
         raise ValueError(f"draw_children: proposal must be known, got {proposal}")
     by_token = {child.token: child for child in ranked}
     node.draws = [by_token[t] for t in drawn]
     return list(dict.fromkeys(node.draws))
+
+
+def worst_case_nodes(expansion: Sequence[int]) -> int:
+    """Drafted nodes when every draw gives a new child: sum of the products of the prefixes."""
+    total, width = 0, 1
+    for count in expansion:
+        width *= count
+        total += width
+    return total
+
+
+def fitting_levels(
+    name: str,
+    expansion: Sequence[int] | None,
+    default: Sequence[int],
+    node_budget: int,
+    max_depth: float,
+) -> list[int]:
+    """The levels to grow: the default cut to those that fit, or the given ones, which must."""
+    levels = list(default if expansion is None else expansion)
+    if any(count < 1 for count in levels) or (expansion is not None and not levels):
+        raise ValueError(f"{name}: expansion must be integers >= 1, got {expansion}")
+    while worst_case_nodes(levels) > node_budget or len(levels) > max_depth:
+        if expansion is not None:
+            raise ValueError(
+                f"{name}: expansion {expansion} must fit node_budget and max_depth, "
+                f"got {node_budget} and {max_depth}"
+            )
+        levels.pop()
+    return levels
 
 
 def grow_levels(
@@ -121,6 +171,24 @@ def grow_levels(
         ]
         order += layer
     return finish(order, proposal)
+
+
+def grow_map(source: Any, parent: Sequence[int], proposal: str, key: RoundKey) -> Tree:
+    """Fills a growth map: the node of rank r carries the r-th best token, or the r-th draw.
+
+    One drafter call per level, over the nodes that have children in the map; a node that finds no
+    candidate falls away with its subtree. Randomness: as :func:`draw_children`.
+    """
+    growth = Growth(source)
+    depth, children = growth_map.depths(parent), growth_map.children(parent)
+    filled: dict[int, Node] = {0: growth.root}
+    for level in range(max(depth)):
+        inner = [i for i in sorted(filled) if depth[i] == level and children[i]]
+        rows = growth.rows([filled[i] for i in inner])
+        for i, row in zip(inner, rows, strict=True):
+            drawn = draw_children(filled[i], row, len(children[i]), proposal, key)
+            filled.update(zip(children[i], drawn, strict=False))
+    return finish([filled[i] for i in sorted(filled)], proposal)
 
 
 def total_order(layers: Sequence[Sequence[Node]]) -> list[Node]:
@@ -163,11 +231,13 @@ def finish(order: Sequence[Node], proposal: str) -> Tree:
 
 
 def _dense_laws(order: Sequence[Node]) -> npt.NDArray[np.float32] | None:
-    width = 1 + max((t for n in order for t in n.law or {}), default=-1)
+    # A law that nothing in the tree was drawn from is not part of it.
+    laws = [(node.law or {}) if node.draws else {} for node in order]
+    width = 1 + max((token for law in laws for token in law), default=-1)
     if width == 0:
         return None
     table = np.zeros((len(order), width), dtype=np.float32)
-    for i, node in enumerate(order):
-        for token, probability in (node.law or {}).items():
+    for i, law in enumerate(laws):
+        for token, probability in law.items():
             table[i, token] = probability
     return table

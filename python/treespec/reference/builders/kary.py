@@ -6,20 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from treespec.reference.growth import grow_levels
+from treespec.reference.growth import fitting_levels, grow_levels
 from treespec.reference.rng import RoundKey
 from treespec.reference.tree import Tree
 
 DEFAULT_EXPANSION = (1, 1, 3, 1, 1, 1, 1, 1)
-
-
-def worst_case_nodes(expansion: Sequence[int]) -> int:
-    """Drafted nodes when every draw gives a new child: sum of the products of the prefixes."""
-    total, width = 0, 1
-    for count in expansion:
-        width *= count
-        total += width
-    return total
 
 
 def build(
@@ -39,13 +30,6 @@ def build(
     Source: SpecInfer (Miao et al., 2023, arXiv 2305.09781), section 3.
     """
     cap = float("inf") if max_depth is None else max_depth
-    if expansion is None:
-        levels = list(DEFAULT_EXPANSION)
-        while worst_case_nodes(levels) > node_budget or len(levels) > cap:
-            levels.pop()
-    else:
-        levels = list(expansion)
-        if worst_case_nodes(levels) > node_budget or len(levels) > cap:
-            raise ValueError("kary: expansion must fit node_budget and max_depth")
+    levels = fitting_levels("kary", expansion, DEFAULT_EXPANSION, node_budget, cap)
     key = RoundKey(seed, sequence_id, position)
     return grow_levels(source, levels, proposal, cap, key)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from treespec.reference.growth import Growth, Node, children_of, finish, total_order
-from treespec.reference.sampling import fixed_sum
-from treespec.reference.sources import CandidateRow
+from treespec.reference.scores import Calibration, check_scores, rescore
 from treespec.reference.tree import Tree
 
 
@@ -27,6 +26,7 @@ def build(
     max_depth: int = 10,
     threshold: float = 0.0,
     score_temperature: float = 1.0,
+    calibration: Calibration | None = None,
 ) -> Tree:
     """The ``node_budget`` best nodes of depth <= ``max_depth``; takes no random numbers.
 
@@ -34,6 +34,7 @@ def build(
     accepted length E = sum of exp(score) over the best nodes, or cannot. The first layer is always
     drafted.
     """
+    check_scores("opt_tree", score_temperature, calibration)
     growth = Growth(source)
     layers: list[list[Node]] = []
     best: list[Node] = []
@@ -42,13 +43,14 @@ def build(
         # theta: a child must beat it to enter the tree; scores only fall along a path.
         theta = best[node_budget - 1].score if len(best) >= node_budget else -np.inf
         useful = [n for n in layer if n.score > theta and n in best]
-        if layers and sum(np.exp(np.float64(n.score)) for n in useful) <= threshold:
+        mass = sum(np.exp(np.float64(n.score)) for n in useful)
+        if layers and (not useful or (threshold > 0 and mass <= threshold)):
             break
         rows = growth.rows(layer)
         new = [
             child
             for node, row in zip(layer, rows, strict=True)
-            for child in children_of(node, sharpen(row, score_temperature))
+            for child in children_of(node, rescore(row, score_temperature, calibration))
         ]
         # The n best of a layer suffice: a node beaten by n of its own depth is not in the tree.
         layer = total_order([*layers, new])
@@ -59,13 +61,3 @@ def build(
         if threshold > 0 and expected - before <= threshold:
             break
     return finish([growth.root, *best], "deterministic")
-
-
-def sharpen(row: CandidateRow, score_temperature: float) -> CandidateRow:
-    """``log_softmax(logprob / score_temperature)`` over the candidates; 1 changes nothing."""
-    if score_temperature == 1.0 or not np.any(row.logprob > -np.inf):
-        return row
-    scaled = row.logprob.astype(np.float64) / score_temperature
-    scaled -= np.max(scaled)
-    mass = fixed_sum(np.exp(scaled), bits=44) * 2.0**-44
-    return row._replace(logprob=(scaled - np.log(mass)).astype(np.float32))

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from treespec.reference.growth import Growth, Node, children_of, finish, total_order
+from treespec.reference.growth import Growth, Node, children_of, depth_cap, finish, total_order
+from treespec.reference.scores import Calibration, check_scores, rescore
 from treespec.reference.tree import Tree
 
 
@@ -17,17 +18,24 @@ def build(
     sequence_id: int = 0,
     position: int = 0,
     max_depth: int | None = None,
+    score_temperature: float = 1.0,
+    calibration: Calibration | None = None,
 ) -> Tree:
     """The first ``node_budget`` nodes of the whole trie in the total order; no random numbers."""
+    check_scores("trie", score_temperature, calibration)
     growth = Growth(source)
     if growth.reader.kind != "trie":
         raise ValueError("trie: source must be a Trie")
     layers: list[list[Node]] = [[growth.root]]
-    cap = growth.reader.max_depth if max_depth is None else min(max_depth, growth.reader.max_depth)
+    cap = depth_cap(source, max_depth)
     while layers[-1] and len(layers) <= cap:
         rows = growth.rows(layers[-1])
         layers.append(
-            [c for n, row in zip(layers[-1], rows, strict=True) for c in children_of(n, row)]
+            [
+                child
+                for node, row in zip(layers[-1], rows, strict=True)
+                for child in children_of(node, rescore(row, score_temperature, calibration))
+            ]
         )
     best = total_order(layers[1:])[:node_budget]
     return finish([growth.root, *best], "deterministic")
