@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import treespec
-from treespec import reference, testing
+from treespec import _core, reference, testing
 from treespec.reference import sources
 
 COMMON = {"source", "node_budget", "seed", "sequence_id", "position"}
@@ -26,7 +26,15 @@ def modes_of(builder_name):
     """Option dicts that give each proposal mode a builder offers."""
     if "proposal" not in options_of(builder_name):
         return [{}]
-    return [{"proposal": mode} for mode in MODES]
+    return [{"proposal": mode} for mode in MODES if _offers(builder_name, mode)]
+
+
+def _offers(builder_name, mode):
+    try:
+        _core.TreeBuilder(builder_name, proposal=mode)
+    except ValueError:
+        return False
+    return True
 
 
 def log(law):
