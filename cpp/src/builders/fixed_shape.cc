@@ -128,11 +128,11 @@ std::vector<int32_t> FixedShapeGrowth::drawn(int32_t node, int32_t width) const 
 std::vector<int32_t> FixedShapeGrowth::top_and_one(int32_t node, const CandidateRow& row,
                                                    int32_t width) const {
   std::vector<int32_t> chosen = most_likely(row, width - 1);
-  std::vector<bool> taken(static_cast<size_t>(row.size), false);
-  for (const int32_t entry : chosen) taken[entry] = true;
   std::vector<double> rest = law_.probs();
-  for (int32_t k = 0; k < static_cast<int32_t>(rest.size()); ++k) {
-    if (taken[law_.entry(k)]) rest[k] = 0.0;
+  for (const int32_t entry : chosen) {
+    const auto at =
+        std::lower_bound(law_.tokens().begin(), law_.tokens().end(), row.token_of(entry));
+    rest[at - law_.tokens().begin()] = 0.0;
   }
   for (const int32_t k : law_.race(rest, key_, nodes_[node].slot, 1)) {
     chosen.push_back(law_.entry(k));
