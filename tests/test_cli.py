@@ -287,6 +287,83 @@ def test_terminal_tree_ticks_accepted_guesses_only() -> None:
     assert str(second.label).startswith("'b'")
 
 
+# --- tune -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> list[str]:
+    """Return the options of a measurement of seconds."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("import os\n\ndef main():\n", encoding="utf-8")
+    return ["--prompts", str(file), "-n", "12", "--width", "4", "--max-depth", "2"]
+
+
+def test_tune_writes_a_map_that_generate_reads(tmp_path: Path, quick: list[str]) -> None:
+    path = tmp_path / "map.json"
+    result = call("tune", "--growth-map", str(path), *quick)
+    assert result.exit_code == 0, result.output
+    for words in ("sibling", "tokens per target forward", "plain decoding", f"growth_map={path}"):
+        assert words in result.stdout
+    shape = treespec.GrowthMap.load(path)
+    assert len(shape) and shape.depth.max() <= 2
+    assert shape.metadata["target"] == "demo" and shape.metadata["trials"][0] > 0
+    option = ["--builder", "sequoia", "--builder-option", f"growth_map={path}"]
+    with_map = call("generate", PROMPT, *option, "--max-new-tokens", "24")
+    assert with_map.exit_code == 0, with_map.output
+    assert with_map.stdout == call("generate", PROMPT, *SIZE).stdout
+
+
+def test_tune_takes_a_number_of_nodes_and_prints_json(quick: list[str]) -> None:
+    result = call("tune", "--nodes", "5", "-t", "0.7", "--json", *quick)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert len(facts["parent"]) == facts["num_nodes"]
+    assert 1 <= facts["num_nodes"] <= 5, "ranks that were never accepted have no place"
+    assert set(facts["costs"]["target_seconds"]) == {"1", "6"}
+    assert facts["speedup"] > 0 and facts["expected_tokens"] > 1
+    assert len(facts["acceptance"][0]) == 4
+
+
+def test_tune_names_the_options_that_its_map_was_measured_with(
+    tmp_path: Path, quick: list[str]
+) -> None:
+    path = tmp_path / "map.json"
+    result = call("tune", "--nodes", "3", "-t", "0.5", "--growth-map", str(path), *quick)
+    assert result.exit_code == 0, result.output
+    assert "proposal=without_replacement -t 0.5" in result.stdout
+    assert treespec.GrowthMap.load(path).metadata["proposal"] == "without_replacement"
+
+
+def test_tune_writes_a_calibration(tmp_path: Path, quick: list[str]) -> None:
+    path = tmp_path / "table.json"
+    result = call("tune", "--calibration", str(path), *quick)
+    assert result.exit_code == 0, result.output
+    assert "draft probability" in result.stdout and "sibling" not in result.stdout
+    table = treespec.Calibration.load(path)
+    assert table.metadata["drafter"] == "demo" and len(table.trials) == len(table.table) > 1
+
+
+def test_tune_says_what_it_cannot_do(tmp_path: Path, quick: list[str]) -> None:
+    assert call("tune", "--nodes", "some", *quick).exit_code == 2
+    assert call("tune", "--nodes", "0", *quick).exit_code == 2
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    result = call("tune", "--prompts", str(empty))
+    assert result.exit_code == 1 and "at least one prompt" in result.stderr
+    result = call("tune", "--drafter", "none", *quick)
+    assert result.exit_code == 1 and "must have a drafter" in result.stderr
+
+
+def test_a_map_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    result = call(
+        "generate", PROMPT, "--builder", "sequoia", "--builder-option", f"growth_map={path}"
+    )
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and str(path) in result.stderr
+
+
 # --- info and python -m ---------------------------------------------------------------------------
 
 

@@ -36,11 +36,12 @@ void bind_growth_map(py::module_& m) {
       py::arg("acceptance"), py::arg("num_nodes"), py::arg("max_depth") = INT32_MAX,
       "Parents of the best map for the table as it is, in order of depth.");
   m.def(
-      "expected_tokens",
+      "node_acceptance",
       [](std::vector<int32_t> parent, const AcceptanceTable& acceptance) {
-        return expected_tokens({std::move(parent)}, acceptance);
+        return node_acceptance({std::move(parent)}, acceptance);
       },
-      py::arg("parent"), py::arg("acceptance"), "Tokens per round that the table promises.");
+      py::arg("parent"), py::arg("acceptance"),
+      "[n + 1] probability that each node is accepted, the root first.");
   m.def("non_increasing_fit", &non_increasing_fit, py::arg("values"),
         py::arg("weights") = std::vector<double>{}, "Weighted isotonic regression, falling.");
   m.def("demo_acceptance", &demo_acceptance, "The default table of sequoia.");

@@ -26,8 +26,10 @@ from treespec._core import (
 from treespec._core import builder_table as _builder_table
 from treespec._core import cuda_device_count as _cuda_device_count
 from treespec._core import verifier_table as _verifier_table
+from treespec.calibration import Calibration
 from treespec.config import SamplingParams
 from treespec.drafts import drafter_names, drafter_summaries
+from treespec.growth_map import GrowthMap
 from treespec.ops import (
     ancestor_mask,
     build_tree,
@@ -53,7 +55,9 @@ _LAZY = {
 }
 
 __all__ = [
+    "Calibration",
     "GenerateResult",
+    "GrowthMap",
     "Marginals",
     "Piece",
     "RoundRecord",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec._core import TokenTree, Verdict
+from treespec.builder_options import resolve_options
 from treespec.config import AllowedTokens, SamplingParams
 from treespec.drafts.base import Drafter, DraftSettings
 from treespec.generation import Generation, Piece, RoundRecord
@@ -46,14 +47,14 @@ class SpeculativeDecoder:
     tokenizer
         For text in and out; None works on token ids.
     builder, builder_options
-        A name of `treespec.builder_names` and its options.
+        A name of `treespec.builder_names` and its options, as `treespec.build_tree` takes them.
     verifier
         A name of `treespec.verifier_names`, or ``"auto"``: greedy at temperature 0, else by the
         builder's proposal mode.
     node_budget, max_depth
-        Most drafted nodes per round, and their depth. None: the size of a given expansion, the
-        depth of a given chain, else what suits the device. So does the threshold of opt_tree, when
-        the drafter is a model and `builder_options` has none.
+        Most drafted nodes per round, and their depth. None: the size of a given expansion or growth
+        map, the depth of a given chain, else what suits the device. So does the threshold of
+        opt_tree, when the drafter is a model and `builder_options` has none.
     draft_temperature
         Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
         target's own temperature, top-k and top-p for sampled ones.
@@ -80,7 +81,7 @@ class SpeculativeDecoder:
         draft_temperature: float | None = None,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
-        options = dict(builder_options or {})
+        options = resolve_options(builder_options)
         if max_depth is not None:
             options["max_depth"] = max_depth
         if builder == "opt_tree" and drafter is not None and drafter.source_kind == "Expander":
@@ -109,6 +110,8 @@ class SpeculativeDecoder:
         """The nodes that the options ask for, else what suits the device."""
         if "expansion" in options:
             return int(np.cumprod(options["expansion"]).sum())
+        if options.get("growth_map") is not None:
+            return len(options["growth_map"])
         if self.builder_name == "chain":
             return int(options.get("max_depth", self._by_device(_CHAIN_LENGTHS)))
         return int(self._by_device(_NODE_BUDGETS))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec._core import TokenTree
+from treespec.builder_options import resolve_options
 from treespec.config import SamplingParams
 from treespec.growth import RoundKey, grow_tree
 
@@ -55,7 +56,8 @@ def build_tree(
     seed, sequence_id, position
         Key of the drafting noise; `position` is the root's absolute position.
     options
-        The builder's own; an unknown one is refused with the known ones.
+        The builder's own; an unknown one is refused with the known ones. `growth_map` takes a
+        `GrowthMap`, a list of parents or the path of a file, `calibration` likewise.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def build_tree(
     >>> treespec.build_tree("opt_tree", source, node_budget=3).parent.tolist()
     [-1, 0, 1, 0]
     """
-    builder = _core.TreeBuilder(name, **options)
+    builder = _core.TreeBuilder(name, **resolve_options(options))
     key = _key(seed, sequence_id, position)
     if not 0 <= node_budget < 2**31:
         raise ValueError(f"{name}: node_budget must be in [0, 2**31), got {node_budget}")

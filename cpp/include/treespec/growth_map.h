@@ -43,8 +43,9 @@ GrowthMap optimal_growth_map(const AcceptanceTable& table, int32_t num_nodes,
 GrowthMap optimal_growth_map_dp(const AcceptanceTable& table, int32_t num_nodes,
                                 int32_t max_depth = INT32_MAX);
 
-/// Expected tokens of a round with this map: 1 + the sum over nodes of the probability that the
-/// node is accepted. Throws InvalidArgument for a bad map or table.
+/// [n + 1]: the probability that each node is accepted, 1 for the root; their sum is the expected
+/// tokens of a round. Throws InvalidArgument for a bad map or table.
+std::vector<double> node_acceptance(const GrowthMap& map, const AcceptanceTable& table);
 double expected_tokens(const GrowthMap& map, const AcceptanceTable& table);
 
 /// A map is laid out in memory: absurd budgets are refused.

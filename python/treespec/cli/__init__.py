@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from treespec.cli import chat, generate, info, inspect
+from treespec.cli import chat, generate, info, inspect, tune
 from treespec.cli.command import as_command
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.SUMMARY),
     "chat": (chat.chat, chat.SUMMARY),
     "inspect": (inspect.inspect, inspect.SUMMARY),
+    "tune": (tune.tune, tune.SUMMARY),
     "info": (info.info, info.SUMMARY),
 }
 
@@ -25,6 +26,8 @@ HELP = """Tree-based speculative decoding: the target model's own text, several 
     treespec generate "def main():" --stats
 
     treespec inspect "def main():" --out tree.png
+
+    treespec tune --growth-map map.json
 
     treespec info
 """

@@ -92,6 +92,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=not is_utf8) + "\n")
 
 
+def read_prompts(who: str, path: Path) -> list[str]:
+    """Return the lines of a file that are not empty; ValueError when there are none."""
+    prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{who} must hold at least one prompt, {path} has none")
+    return prompts
+
+
 def _generate_batch(
     path: Path,
     prompt: PromptOptions,
@@ -102,9 +110,7 @@ def _generate_batch(
 ) -> None:
     if prompt.prompt is not None or prompt.prompt_file is not None:
         raise typer.BadParameter("--batch-file replaces PROMPT and --prompt-file")
-    prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"generate: --batch-file must hold at least one prompt, {path} has none")
+    prompts = read_prompts("generate: --batch-file", path)
     results = models.load().generate(prompts, **sampling.keywords())
     for number, (text, result) in enumerate(zip(prompts, results, strict=True), start=1):
         if as_json:

@@ -51,8 +51,8 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which models, and how trees are built and verified: the arguments of `treespec.load`."""
+class PairOptions:
+    """Which models, and where they run."""
 
     target: Annotated[
         str, _model(metavar="NAME", help="Whose text you want: `demo`, a folder, or a hub id.")
@@ -67,6 +67,26 @@ class ModelOptions:
     ] = "demo"
     device: Annotated[str, _model(metavar="NAME", help="`cpu`, `cuda`, `cuda:1`, ...")] = "auto"
     dtype: Annotated[str, _model(metavar="NAME", help="`float32`, `bfloat16`, ...")] = "auto"
+
+    def load(self, **options: Any) -> SpeculativeDecoder:
+        """Load the models and return the decoder; options are those of `treespec.load`."""
+        import treespec
+
+        if self.target == "demo" or not sys.stderr.isatty():
+            _hide_progress_bars()
+        return treespec.load(
+            target=self.target,
+            drafter=None if self.drafter.lower() == "none" else self.drafter,
+            device=self.device,
+            dtype=self.dtype,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class ModelOptions(PairOptions):
+    """Which models, and how trees are built and verified: the arguments of `treespec.load`."""
+
     builder: Annotated[
         str, _tree(metavar="NAME", help="How the tree of guesses grows: see `treespec info`.")
     ] = "opt_tree"
@@ -88,22 +108,15 @@ class ModelOptions:
         ),
     ] = None
 
-    def load(self) -> SpeculativeDecoder:
-        """Load the models and return the decoder."""
-        import treespec
-
-        if self.target == "demo" or not sys.stderr.isatty():
-            _hide_progress_bars()
-        return treespec.load(
-            target=self.target,
-            drafter=None if self.drafter.lower() == "none" else self.drafter,
+    def load(self, **options: Any) -> SpeculativeDecoder:
+        """Load the models and return the decoder with these trees."""
+        return super().load(
             builder=self.builder,
             verifier=self.verifier,
             node_budget=self.nodes,
             max_depth=self.max_depth,
-            device=self.device,
-            dtype=self.dtype,
             builder_options=parse_assignments(self.builder_option) or None,
+            **options,
         )
 
 

@@ -15,7 +15,12 @@ from treespec.reference.rng import RoundKey
 from treespec.reference.tree import Tree
 
 # The core's `demo_accuracy`: the demo pair at temperature 0.
-DEFAULT_ACCURACY = (0.5, 0.15, 0.08, 0.05, 0.03, 0.02, 0.02, 0.01)
+DEFAULT_ACCURACY = (
+    (0.644, 0.091, 0.035, 0.03, 0.019, 0.013, 0.01, 0.007, 0.007, 0.004),
+    (0.695, 0.078, 0.028, 0.026, 0.015, 0.012, 0.009, 0.009, 0.007, 0.007),
+    (0.772, 0.069, 0.019, 0.019, 0.016, 0.005, 0.004, 0.004, 0.004, 0.004),
+    (0.751, 0.064, 0.027, 0.024, 0.014, 0.014, 0.009, 0.005, 0.005, 0.003),
+)
 
 
 def build(

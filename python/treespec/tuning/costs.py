@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round costs on this machine: the target by number of rows, a drafter call, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from treespec.decoder import SpeculativeDecoder
+from treespec.stats import Stats
+from treespec.targets.base import TreeRows
+from treespec.text import encode
+from treespec.tuning.pair import Progress, as_decoder, prompt_list, with_tree
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_EXPANSION = (2, 1, 1, 1)  # a small tree of a few calls, to time the drafter with
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Medians, in seconds.
+
+    Attributes
+    ----------
+    target_seconds
+        One target forward by number of rows (drafted nodes + 1).
+    draft_seconds
+        One drafter call; 0 for drafters that hand over a table.
+    round_seconds
+        All else in a round: drafter bookkeeping, build, mask, verify, commit.
+    plain_seconds
+        One token of plain decoding.
+    """
+
+    target_seconds: dict[int, float]
+    draft_seconds: float
+    round_seconds: float
+    plain_seconds: float
+
+
+def measure_costs(
+    models: Any,
+    prompts: Sequence[Any],
+    *,
+    rows: Sequence[int] = ROWS,
+    repetitions: int = 9,
+    max_new_tokens: int = 32,
+    progress: Progress[Any] = iter,
+) -> Costs:
+    """Time the steps of a round.
+
+    Parameters
+    ----------
+    models, prompts, progress
+        As in `measure_acceptance`. Forwards run behind the first prompt, the rest is the median
+        over the prompts.
+    rows
+        Numbers of rows to time the target with; they are timed in turn, so that a drifting machine
+        hits all alike.
+    repetitions
+        Forwards per number of rows, after one that is not counted.
+    max_new_tokens
+        Of the texts that time the drafter and the rest.
+
+    Raises
+    ------
+    ValueError
+        For bad sizes, no prompts, or more rows than the context holds.
+    """
+    if not len(rows) or min(rows) < 1 or repetitions < 1:
+        raise ValueError(
+            f"measure_costs: rows and repetitions must be at least 1, got {rows}, {repetitions}"
+        )
+    prompts = prompt_list("measure_costs", prompts)
+    decoder = as_decoder(models)
+    target_seconds = _target_seconds(decoder, prompts[0], sorted({*rows}), repetitions)
+    trees = decoder.target.supports_trees
+    drafting = with_tree(
+        decoder, *(("kary", {"expansion": _EXPANSION}) if trees else ("chain", {}))
+    )
+    plain = SpeculativeDecoder(decoder.target, None, tokenizer=decoder.tokenizer)
+    runs: dict[SpeculativeDecoder, list[Stats]] = {drafting: [], plain: []}
+    for one, prompt in progress([(one, prompt) for prompt in prompts for one in runs]):
+        result = one.generate(prompt, max_new_tokens=max_new_tokens, ignore_eos=True)
+        runs[one].append(result.stats)
+    return Costs(
+        target_seconds,
+        median(_per_call(stats) for stats in runs[drafting]),
+        median(_rest_of_round(stats) for stats in runs[drafting]),
+        median(_per_round(stats) for stats in runs[plain]),
+    )
+
+
+def _target_seconds(
+    decoder: SpeculativeDecoder, prompt: Any, rows: Sequence[int], repetitions: int
+) -> dict[int, float]:
+    target, needs = decoder.target, decoder.drafter.needs  # type: ignore[union-attr]
+    token_ids = encode(decoder.tokenizer, prompt)
+    room = (target.max_context or len(token_ids) + rows[-1]) - len(token_ids)
+    if rows[-1] > room:
+        raise ValueError(
+            f"measure_costs: rows must fit the context behind the prompt ({room}), got {rows[-1]}"
+        )
+    trees = {n: _tree_of(n, int(token_ids[-1]), target.supports_trees) for n in rows}
+    samples: dict[int, list[float]] = {n: [] for n in rows}
+    state = target.open(len(token_ids) + rows[-1])
+    try:
+        target.prefill([state], [token_ids], needs)
+        for _ in range(repetitions + 1):
+            for n, tree in trees.items():
+                start = perf_counter()
+                logits, _ = target.forward([state], [tree], needs)
+                logits[0].cpu()  # waits for the device, as a round does
+                samples[n].append(perf_counter() - start)
+                target.commit([state], [np.empty(0, dtype=np.int32)])
+    finally:
+        target.close(state)
+    return {n: median(seconds[1:]) for n, seconds in samples.items()}
+
+
+def _tree_of(num_rows: int, token: int, forks: bool) -> TreeRows:
+    """A root and its children, or a chain where the target cannot fork."""
+    chain = TreeRows.chain([token] * num_rows)
+    if not forks:
+        return chain
+    return TreeRows(chain.token, np.minimum(chain.parent, 0), np.minimum(chain.depth, 1))
+
+
+def _per_call(stats: Stats) -> float:
+    return stats.seconds["draft"] / stats.draft_calls if stats.draft_calls else 0.0
+
+
+def _per_round(stats: Stats) -> float:
+    spent = sum(seconds for step, seconds in stats.seconds.items() if step != "prefill")
+    return spent / max(stats.rounds, 1)
+
+
+def _rest_of_round(stats: Stats) -> float:
+    models = stats.seconds["target"] + stats.draft_calls * _per_call(stats)
+    return _per_round(stats) - models / max(stats.rounds, 1)
