@@ -206,7 +206,15 @@ def _tune_map(
         **measure.keywords(),
     )
     rows = ROWS if budget is None else (1, budget + 1)
-    costs = measure_costs(decoder, prompts, rows=rows, progress=_progress("costs"))
+    costs = measure_costs(
+        decoder,
+        prompts,
+        rows=rows,
+        temperature=measure.temperature,
+        proposal=proposal,
+        seed=measure.seed,
+        progress=_progress("costs"),
+    )
     size = best_size(
         acceptance.table,
         costs.target_seconds,

@@ -15,7 +15,7 @@ from treespec.decoder import SpeculativeDecoder
 from treespec.stats import Stats
 from treespec.targets.base import TreeRows
 from treespec.text import encode
-from treespec.tuning.pair import Progress, as_decoder, prompt_list, with_tree
+from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _EXPANSION = (2, 1, 1, 1)  # a small tree of a few calls, to time the drafter with
@@ -49,16 +49,19 @@ def measure_costs(
     *,
     rows: Sequence[int] = ROWS,
     repetitions: int = 9,
+    temperature: float = 0.0,
+    proposal: str = "deterministic",
     max_new_tokens: int = 32,
+    seed: int = 0,
     progress: Progress[Any] = iter,
 ) -> Costs:
     """Time the steps of a round.
 
     Parameters
     ----------
-    models, prompts, progress
-        As in `measure_acceptance`. Forwards run behind the first prompt, the rest is the median
-        over the prompts.
+    models, prompts, temperature, proposal, seed, progress
+        As in `measure_acceptance`: draws and sampling cost time too. Forwards run behind the first
+        prompt, the rest is the median over the prompts.
     rows
         Numbers of rows to time the target with; they are timed in turn, so that a drifting machine
         hits all alike.
@@ -79,14 +82,25 @@ def measure_costs(
     prompts = prompt_list("measure_costs", prompts)
     decoder = as_decoder(models)
     target_seconds = _target_seconds(decoder, prompts[0], sorted({*rows}), repetitions)
-    trees = decoder.target.supports_trees
+    builder, shape = "chain", {}
+    if decoder.target.supports_trees:
+        builder, shape = "kary", {"expansion": _EXPANSION}
     drafting = with_tree(
-        decoder, *(("kary", {"expansion": _EXPANSION}) if trees else ("chain", {}))
+        decoder,
+        builder,
+        {**shape, "proposal": proposal},
+        verifier=exact_verifier(proposal, temperature),
     )
     plain = SpeculativeDecoder(decoder.target, None, tokenizer=decoder.tokenizer)
     runs: dict[SpeculativeDecoder, list[Stats]] = {drafting: [], plain: []}
     for one, prompt in progress([(one, prompt) for prompt in prompts for one in runs]):
-        result = one.generate(prompt, max_new_tokens=max_new_tokens, ignore_eos=True)
+        result = one.generate(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            ignore_eos=True,
+        )
         runs[one].append(result.stats)
     return Costs(
         target_seconds,
