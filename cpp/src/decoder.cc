@@ -90,8 +90,6 @@ DecoderOptions checked(DecoderOptions options) {
   return options;
 }
 
-bool is_lossy(const VerifierInfo& info) { return info.proposals == 0; }
-
 void check_models(const TargetModel& target, const DraftModel* draft) {
   const int32_t vocab_size = target.vocab_size();
   TREESPEC_CHECK(vocab_size > 0,
@@ -179,9 +177,7 @@ class SpeculativeDecoder::Run {
     TREESPEC_CHECK(tree.draft_probs.vocab_size <= vocab_size_,
                    "SpeculativeDecoder: the draft law's vocabulary must be at most the target's ",
                    vocab_size_, ", got ", tree.draft_probs.vocab_size);
-    const VerifierInfo& info = verifier_info(verifier_name_);
-    if (is_lossy(info)) return;  // asked for, see the constructor
-    check_verifier(info, tree, !tree.draft_probs.empty());
+    check_verifier(verifier_info(verifier_name_), tree, !tree.draft_probs.empty(), recipe_.lossy);
   }
 
   Mask make_mask(const TokenTree& tree) const {
@@ -374,11 +370,8 @@ SpeculativeDecoder::SpeculativeDecoder(TargetModel& target, DraftModel* draft,
   check_models(target, draft);
   builder_->begin(options_.node_budget, INT32_MAX, {});  // refuses a budget its options do not fit
   if (options_.verifier == "auto") return;
-  const VerifierInfo& info = verifier_info(options_.verifier);
-  if (is_lossy(info) && options_.lossy) return;
-  TREESPEC_CHECK(!is_lossy(info), "SpeculativeDecoder: verifier '", info.name,
-                 "' is lossy; it must be asked for with lossy = true");
-  check_verifier(info, builder_->proposal(), builder_->makes_chains());
+  check_verifier(verifier_info(options_.verifier), builder_->proposal(), builder_->makes_chains(),
+                 options_.lossy);
 }
 
 SpeculativeDecoder::SpeculativeDecoder(const SpeculativeDecoder& recipe, TargetModel& target,

@@ -176,6 +176,28 @@ TREESPEC_SIMD uint64_t residual(double* target, const double* draft, int64_t siz
   return static_cast<uint64_t>(total);
 }
 
+TREESPEC_SIMD uint64_t subtract_overlap(double* target, const double* draft, int64_t size,
+                                        double target_scale, double draft_scale, double gamma,
+                                        double rho) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < size; ++t) {
+    const double p = target[t] * target_scale, q = draft[t] * draft_scale;
+    const double shared_mass = p / rho < q ? p / rho : q;
+    const double left = p - gamma * shared_mass;
+    target[t] = left > 0.0 ? left : 0.0;
+    total += shared::to_fixed(target[t]);
+  }
+  return static_cast<uint64_t>(total);
+}
+
+TREESPEC_SIMD uint64_t overlap(const double* p, const double* q, int64_t size, double rho) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < size; ++t) {
+    total += shared::to_fixed(p[t] / rho < q[t] ? p[t] / rho : q[t]);
+  }
+  return static_cast<uint64_t>(total);
+}
+
 TREESPEC_SIMD float max(const float* values, int64_t size) { return max_of(values, size); }
 TREESPEC_SIMD double max(const double* values, int64_t size) { return max_of(values, size); }
 

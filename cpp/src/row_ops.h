@@ -26,6 +26,12 @@ void normalise(double* values, int64_t size, double mass);
 uint64_t residual(double* target, const double* draft, int64_t size, double target_scale,
                   double draft_scale);
 
+/// target[t] = max(p - gamma * min(p / rho, q), 0) with p, q scaled; returns its fixed_sum.
+uint64_t subtract_overlap(double* target, const double* draft, int64_t size, double target_scale,
+                          double draft_scale, double gamma, double rho);
+/// fixed_sum of min(p[t] / rho, q[t]).
+uint64_t overlap(const double* p, const double* q, int64_t size, double rho);
+
 /// Largest value of the row; -inf for an empty one. NaN is not seen: see all_at_most.
 float max(const float* values, int64_t size);
 double max(const double* values, int64_t size);

@@ -48,6 +48,14 @@ double checked_coin(const char* which, double u) {
   return u;
 }
 
+double given_coin(const char* which, const std::vector<std::vector<double>>* coins, int32_t node,
+                  int32_t place) {
+  TREESPEC_CHECK(coins != nullptr && node < static_cast<int32_t>(coins->size()) &&
+                     place < static_cast<int32_t>((*coins)[node].size()),
+                 "coins: ", which, " must have entry ", place, " of node ", node);
+  return checked_coin(which, (*coins)[node][place]);
+}
+
 std::string lossless_names(Proposal proposal, bool chain) {
   std::string names;
   for (const VerifierInfo& info : verifiers()) {
@@ -118,18 +126,17 @@ void DraftLaw::load(int32_t node, int32_t vocab_size, double* probs) const {
 }
 
 Coins::Coins(const RoundKey& key, const std::vector<std::vector<double>>* accept,
-             const std::vector<double>* sample)
-    : key_(key), accept_(accept), sample_(sample) {}
+             const std::vector<double>* sample, const std::vector<std::vector<double>>* select)
+    : key_(key), accept_(accept), sample_(sample), select_(select) {}
 
 double Coins::accept(int32_t node, int32_t draw) const {
-  if (accept_ == nullptr) {
-    return uniform(key_, Purpose::kAccept, static_cast<uint32_t>(node),
-                   static_cast<uint32_t>(draw));
-  }
-  TREESPEC_CHECK(node < static_cast<int32_t>(accept_->size()) &&
-                     draw < static_cast<int32_t>((*accept_)[node].size()),
-                 "coins: accept must have an entry for draw ", draw, " of node ", node);
-  return checked_coin("accept", (*accept_)[node][draw]);
+  if (accept_ != nullptr) return given_coin("accept", accept_, node, draw);
+  return uniform(key_, Purpose::kAccept, static_cast<uint32_t>(node), static_cast<uint32_t>(draw));
+}
+
+double Coins::select(int32_t node, int32_t merge) const {
+  if (injected()) return given_coin("select", select_, node, merge);
+  return uniform(key_, Purpose::kSelect, static_cast<uint32_t>(node), static_cast<uint32_t>(merge));
 }
 
 double Coins::sample(int32_t node) const {
@@ -145,7 +152,13 @@ bool is_lossless(const VerifierInfo& info, Proposal proposal) {
   return (info.proposals & proposal_bit(proposal)) != 0;
 }
 
-void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain) {
+bool is_lossy(const VerifierInfo& info) { return info.proposals == 0; }
+
+void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain, bool lossy) {
+  if (is_lossy(info)) {
+    TREESPEC_CHECK(lossy, info.name, ": is lossy and must be asked for with lossy = true");
+    return;
+  }
   TREESPEC_CHECK(is_lossless(info, proposal), info.name, ": would bias a ", proposal_name(proposal),
                  " tree; verifiers that fit: ", lossless_names(proposal, chain));
   TREESPEC_CHECK(!info.chain_only || chain, info.name,
@@ -153,8 +166,9 @@ void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain) {
                  lossless_names(proposal, chain));
 }
 
-void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law) {
-  check_verifier(info, tree.proposal, is_chain(tree));
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law,
+                    bool lossy) {
+  check_verifier(info, tree.proposal, is_chain(tree), lossy);
   const bool drew = tree.num_nodes() > 1;
   TREESPEC_CHECK(!info.needs_draft_law || has_draft_law || !drew, info.name,
                  ": draft_probs must be given, the tree carries no draft law");
@@ -167,18 +181,19 @@ std::string_view auto_verifier(Proposal proposal, bool greedy) {
       return "target_only";
     case Proposal::kIid:
     case Proposal::kWithoutReplacement:
-      return "recursive_rejection";
+      return "traversal";
     case Proposal::kTopPlusOne:
-      return "target_only";
+      return "top_plus_one";
   }
   throw InvalidArgument("auto_verifier: unknown proposal mode");
 }
 
-Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
-               const DraftLaw& draft_law, const Coins& coins) {
-  const VerifierInfo& info = verifier_info(name);
+namespace {
+
+void check_inputs(const VerifierInfo& info, const TokenTree& tree, const TargetRows& target_rows,
+                  const DraftLaw& draft_law, bool lossy) {
   require_sound("verify", tree);
-  check_verifier(info, tree, !draft_law.empty());
+  check_verifier(info, tree, !draft_law.empty(), lossy);
   TREESPEC_CHECK(draft_law.vocab_size() <= target_rows.vocab_size(),
                  "draft_probs: vocabulary must be at most the target's (", target_rows.vocab_size(),
                  "), got ", draft_law.vocab_size());
@@ -187,10 +202,26 @@ Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_
                    "] must be below the target's vocabulary (", target_rows.vocab_size(), "), got ",
                    tree.token[i]);
   }
+}
+
+}  // namespace
+
+Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
+               const DraftLaw& draft_law, const Coins& coins, bool lossy) {
+  const VerifierInfo& info = verifier_info(name);
+  check_inputs(info, tree, target_rows, draft_law, lossy);
   Verdict verdict = info.make()->verify(tree, target_rows, draft_law, coins);
   for (const int32_t node : verdict.accepted_nodes) verdict.tokens.push_back(tree.token[node]);
   verdict.tokens.push_back(verdict.next_token);
   return verdict;
+}
+
+std::vector<double> node_probability(std::string_view name, const TokenTree& tree,
+                                     TargetRows& target_rows, const DraftLaw& draft_law,
+                                     bool lossy) {
+  const VerifierInfo& info = verifier_info(name);
+  check_inputs(info, tree, target_rows, draft_law, lossy);
+  return info.make()->node_probability(tree, target_rows, draft_law);
 }
 
 }  // namespace treespec

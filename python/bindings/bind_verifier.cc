@@ -36,17 +36,18 @@ struct Law {
 Verdict verify_probs(const TokenTree& tree, const py::object& target_probs,
                      const std::optional<py::object>& draft_probs, const std::string& verifier,
                      uint64_t seed, uint32_t sequence_id, uint32_t position, const Accept& accept,
-                     const Sample& sample) {
+                     const Sample& sample, const Accept& select, bool lossy) {
   const BorrowedArray borrowed = borrow(target_probs, "target_probs");
   const Law law(tree, draft_probs);
   const RowsView probs = rows_view(borrowed, "target_probs");
   TREESPEC_CHECK(accept.has_value() == sample.has_value(),
                  "coins: accept and sample must be given together");
   const RoundKey key{seed, sequence_id, position};
-  const Coins coins = accept ? Coins(key, &*accept, &*sample) : Coins(key);
+  const Coins coins =
+      accept ? Coins(key, &*accept, &*sample, select ? &*select : nullptr) : Coins(key);
   const py::gil_scoped_release release;
   ProbabilityRows rows(probs, tree.num_nodes());
-  return verify(resolve(verifier, tree, false), tree, rows, law.law, coins);
+  return verify(resolve(verifier, tree, false), tree, rows, law.law, coins, lossy);
 }
 
 Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits,
@@ -54,7 +55,7 @@ Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits
                           const SamplingParams& params, const std::string& verifier,
                           const py::object& prefix_ids, int64_t prompt_length,
                           const std::optional<AllowedMask>& allowed, uint64_t seed,
-                          uint32_t sequence_id, uint32_t position) {
+                          uint32_t sequence_id, uint32_t position, bool lossy) {
   const BorrowedArray borrowed = borrow(target_logits, "target_logits");
   const Law law(tree, draft_probs);
   const RowsView logits = rows_view(borrowed, "target_logits");
@@ -63,7 +64,22 @@ Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits
   const py::gil_scoped_release release;
   LogitRows rows(logits, tree, params, {view(history), prompt_length}, words);
   return verify(resolve(verifier, tree, params.temperature == 0.0), tree, rows, law.law,
-                Coins({seed, sequence_id, position}));
+                Coins({seed, sequence_id, position}), lossy);
+}
+
+py::array_t<double> node_probability_of(const TokenTree& tree, const py::object& target_probs,
+                                        const std::optional<py::object>& draft_probs,
+                                        const std::string& verifier, bool lossy) {
+  const BorrowedArray borrowed = borrow(target_probs, "target_probs");
+  const Law law(tree, draft_probs);
+  const RowsView probs = rows_view(borrowed, "target_probs");
+  std::vector<double> reached;
+  {
+    const py::gil_scoped_release release;
+    ProbabilityRows rows(probs, tree.num_nodes());
+    reached = node_probability(resolve(verifier, tree, false), tree, rows, law.law, lossy);
+  }
+  return to_numpy(reached);
 }
 
 }  // namespace
@@ -84,17 +100,28 @@ void bind_verifier(py::module_& m) {
       });
   m.def("verify", &verify_probs, py::arg("tree"), py::arg("target_probs"), py::arg("draft_probs"),
         py::arg("verifier"), py::arg("seed"), py::arg("sequence_id"), py::arg("position"),
-        py::arg("accept") = py::none(), py::arg("sample") = py::none());
+        py::arg("accept") = py::none(), py::arg("sample") = py::none(),
+        py::arg("select") = py::none(), py::arg("lossy") = false);
+  m.def("node_probability", &node_probability_of, py::arg("tree"), py::arg("target_probs"),
+        py::arg("draft_probs"), py::arg("verifier"), py::arg("lossy") = false,
+        "[N] float64: probability over the coins that each node of this tree is accepted.");
+  m.def(
+      "alpha_star",
+      [](const std::vector<double>& target, const std::vector<double>& draft, int32_t num_draws,
+         const std::string& proposal) {
+        return alpha_star(target, draft, num_draws, parse_proposal(proposal));
+      },
+      py::arg("target"), py::arg("draft"), py::arg("num_draws"), py::arg("proposal"));
   m.def("verify_logits", &verify_logit_rows, py::arg("tree"), py::arg("target_logits"),
         py::arg("draft_probs"), py::arg("params"), py::arg("verifier"), py::arg("prefix_ids"),
         py::arg("prompt_length"), py::arg("allowed"), py::arg("seed"), py::arg("sequence_id"),
-        py::arg("position"));
+        py::arg("position"), py::arg("lossy") = false);
   m.def(
       "check_verifier",
-      [](const std::string& name, const std::string& proposal, bool chain) {
-        check_verifier(verifier_info(name), parse_proposal(proposal), chain);
+      [](const std::string& name, const std::string& proposal, bool chain, bool lossy) {
+        check_verifier(verifier_info(name), parse_proposal(proposal), chain, lossy);
       },
-      py::arg("verifier"), py::arg("proposal"), py::arg("chain"),
+      py::arg("verifier"), py::arg("proposal"), py::arg("chain"), py::arg("lossy") = false,
       "Raises ValueError for a pair that would be biased; names the verifiers that fit.");
   m.def(
       "auto_verifier",

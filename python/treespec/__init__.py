@@ -31,9 +31,12 @@ from treespec.config import SamplingParams
 from treespec.drafts import drafter_names, drafter_summaries
 from treespec.growth_map import GrowthMap
 from treespec.ops import (
+    ExpectedAcceptance,
+    alpha_star,
     ancestor_mask,
     build_tree,
     commit_kv,
+    expected_acceptance,
     tree_positions,
     verify,
     verify_logits,
@@ -56,6 +59,7 @@ _LAZY = {
 
 __all__ = [
     "Calibration",
+    "ExpectedAcceptance",
     "GenerateResult",
     "GrowthMap",
     "Marginals",
@@ -69,6 +73,7 @@ __all__ = [
     "Trie",
     "Verdict",
     "__version__",
+    "alpha_star",
     "ancestor_mask",
     "build_tree",
     "builder_names",
@@ -78,6 +83,7 @@ __all__ = [
     "cuda_available",
     "drafter_names",
     "drafter_summaries",
+    "expected_acceptance",
     "load",
     "tree_positions",
     "verifier_names",

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -301,6 +301,8 @@ class SuffixIndex:
         """
         Tokens in the text.
         """
+def alpha_star(target: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], draft: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], num_draws: typing.SupportsInt | typing.SupportsIndex, proposal: str) -> float:
+    ...
 def ancestor_bits(parent: typing.Any) -> numpy.typing.NDArray[numpy.uint32]:
     """
     [N, ceil(N / 32)] uint32: bit j of row i is set iff j is i or its ancestor.
@@ -321,7 +323,7 @@ def check_tree(tree: TokenTree) -> list[str]:
     """
     Violated invariants; [] for a sound tree.
     """
-def check_verifier(verifier: str, proposal: str, chain: bool) -> None:
+def check_verifier(verifier: str, proposal: str, chain: bool, lossy: bool = False) -> None:
     """
     Raises ValueError for a pair that would be biased; names the verifiers that fit.
     """
@@ -363,6 +365,10 @@ def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
 def node_acceptance(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]]) -> list[float]:
     """
     [n + 1] probability that each node is accepted, the root first.
+    """
+def node_probability(tree: TokenTree, target_probs: typing.Any, draft_probs: typing.Any | None, verifier: str, lossy: bool = False) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    [N] float64: probability over the coins that each node of this tree is accepted.
     """
 def non_increasing_fit(values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], weights: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = []) -> list[float]:
     """
@@ -416,8 +422,8 @@ def verifier_table() -> list[tuple[str, str]]:
     """
     (name, summary) of every verifier, in table order.
     """
-def verify(tree: TokenTree, target_probs: typing.Any, draft_probs: typing.Any | None, verifier: str, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, accept: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]] | None = None, sample: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None) -> Verdict:
+def verify(tree: TokenTree, target_probs: typing.Any, draft_probs: typing.Any | None, verifier: str, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, accept: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]] | None = None, sample: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None, select: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]] | None = None, lossy: bool = False) -> Verdict:
     ...
-def verify_logits(tree: TokenTree, target_logits: typing.Any, draft_probs: typing.Any | None, params: RowParams, verifier: str, prefix_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, allowed: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex) -> Verdict:
+def verify_logits(tree: TokenTree, target_logits: typing.Any, draft_probs: typing.Any | None, params: RowParams, verifier: str, prefix_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, allowed: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None, seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, lossy: bool = False) -> Verdict:
     ...
 __version__: str

@@ -58,6 +58,8 @@ class SpeculativeDecoder:
     draft_temperature
         Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
         target's own temperature, top-k and top-p for sampled ones.
+    lossy
+        Admit verifiers that change the distribution of the text (``"typical"``).
 
     Raises
     ------
@@ -79,6 +81,7 @@ class SpeculativeDecoder:
         node_budget: int | None = None,
         max_depth: int | None = None,
         draft_temperature: float | None = None,
+        lossy: bool = False,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         options = resolve_options(builder_options)
@@ -90,13 +93,13 @@ class SpeculativeDecoder:
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth") or UNLIMITED
         self.node_budget = self._default_budget(options) if node_budget is None else node_budget
-        self.draft_temperature = draft_temperature
+        self.draft_temperature, self.lossy = draft_temperature, lossy
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {node_budget}")
         if draft_temperature is not None and not draft_temperature > 0:
             raise ValueError(f"load: draft_temperature must be above 0, got {draft_temperature}")
         if verifier != "auto":
-            _core.check_verifier(verifier, self.builder.proposal, self.builder.makes_chains)
+            _core.check_verifier(verifier, self.builder.proposal, self.builder.makes_chains, lossy)
         if drafter is not None:
             self.builder.check_source_kind(drafter.source_kind)
         self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
@@ -376,6 +379,7 @@ class SpeculativeDecoder:
             g.prompt_length,
             g.allowed(tree),
             *g.key,
+            self.lossy,
         )
 
     def _commit(

@@ -22,6 +22,7 @@ def load(
     max_depth: int | None = None,
     builder_options: Mapping[str, Any] | None = None,
     draft_temperature: float | None = None,
+    lossy: bool = False,
     tokenizer: Any = None,
     backend: str = "auto",
     device: Any = "auto",
@@ -69,6 +70,7 @@ def load(
         node_budget=node_budget,
         max_depth=max_depth,
         draft_temperature=draft_temperature,
+        lossy=lossy,
     )
 
 

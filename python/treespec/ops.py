@@ -7,6 +7,7 @@ Arrays are NumPy or torch (DLPack), in host memory. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,7 @@ def verify(
     sequence_id: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
     coins: Any = None,
+    lossy: bool = False,
 ) -> Any:
     """Keep the longest path the target itself could have produced, and draw one more token.
 
@@ -158,7 +160,10 @@ def verify(
     coins
         ``(accept, sample)`` in place of the generator: ``accept[i][j]`` tests draw j of node i
         (accepted iff below the probability), ``sample[i]`` draws a token at node i by inverse CDF
-        in ascending id. For exact tests; not for target_only. A list of pairs for a list of trees.
+        in ascending id; khisti takes a third array, ``select[i][j]`` for merge j of its tournament
+        at node i. For exact tests; not for target_only. A list of tuples for a list of trees.
+    lossy
+        Admit the verifiers that change the distribution of the text (``"typical"``).
 
     Returns
     -------
@@ -172,7 +177,7 @@ def verify(
     """
     if not isinstance(tree, TokenTree):
         return [
-            verify(one, rows, law, verifier, **key._asdict(), coins=own)
+            verify(one, rows, law, verifier, **key._asdict(), coins=own, lossy=lossy)
             for one, rows, law, key, own in zip(
                 tree,
                 _column("target_probs", target_probs, len(tree)),
@@ -182,9 +187,11 @@ def verify(
                 strict=True,
             )
         ]
-    accept, sample = (None, None) if coins is None else _coins(coins)
+    accept, sample, select = (None, None, None) if coins is None else _coins(coins)
     key = _key(seed, sequence_id, position)
-    return _core.verify(tree, target_probs, draft_probs, verifier, *key, accept, sample)
+    return _core.verify(
+        tree, target_probs, draft_probs, verifier, *key, accept, sample, select, lossy
+    )
 
 
 def verify_logits(
@@ -200,6 +207,7 @@ def verify_logits(
     seed: int | Sequence[int] | None = None,
     sequence_id: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
+    lossy: bool = False,
 ) -> Any:
     """`verify` from raw logits: rows are processed when the walk visits them.
 
@@ -235,6 +243,7 @@ def verify_logits(
                 prefix_ids=prefix,
                 prompt_length=length,
                 allowed_tokens=allowed,
+                lossy=lossy,
                 **key._asdict(),
             )
             for one, rows, law, prefix, length, allowed, key in zip(
@@ -260,7 +269,90 @@ def verify_logits(
         prompt_length,
         allowed_tokens,
         *_key(own_seed, sequence_id, position),
+        lossy,
     )
+
+
+@dataclass(frozen=True)
+class ExpectedAcceptance:
+    """What a verifier makes of one tree, averaged over its coins.
+
+    Attributes
+    ----------
+    node_probability
+        ``[N]`` float64: probability that the node is accepted, 1 for the root.
+    """
+
+    node_probability: npt.NDArray[np.float64]
+
+    @property
+    def num_accepted(self) -> float:
+        """Expected number of accepted nodes, the root not counted."""
+        return float(self.node_probability[1:].sum())
+
+    @property
+    def block_efficiency(self) -> float:
+        """Expected number of emitted tokens: the accepted ones and one more."""
+        return 1.0 + self.num_accepted
+
+
+def expected_acceptance(
+    tree: TokenTree,
+    target_probs: Any,
+    draft_probs: Any = None,
+    verifier: str = "auto",
+    *,
+    lossy: bool = False,
+) -> ExpectedAcceptance:
+    """How much of a given tree a verifier accepts on average, exactly.
+
+    The tree is fixed and only the verifier's coins are averaged; averaged over trees of a builder
+    as well, this is its block efficiency. Takes no random numbers. Source: arXiv 2602.16994, 2026,
+    section 4 (branching probabilities); for traversal the recursion of its own tests.
+
+    Parameters
+    ----------
+    target_probs, draft_probs, verifier, lossy
+        As for `verify`, with the same errors.
+
+    Examples
+    --------
+    >>> import treespec
+    >>> tree = treespec.TokenTree([0, 1, 2], parent=[-1, 0, 1])
+    >>> rows = [[0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.4, 0.3, 0.3]]
+    >>> round(treespec.expected_acceptance(tree, np.array(rows)).num_accepted, 3)
+    0.75
+    """
+    return ExpectedAcceptance(
+        _core.node_probability(tree, target_probs, draft_probs, verifier, lossy)
+    )
+
+
+def alpha_star(
+    target_row: npt.ArrayLike, draft_row: npt.ArrayLike, num_draws: int, proposal: str = "iid"
+) -> float:
+    """Largest acceptance at one node that any lossless verifier can reach.
+
+    Parameters
+    ----------
+    target_row, draft_row
+        ``[V]`` laws of the token after the node.
+    num_draws
+        Children of the node, counted with multiplicity.
+    proposal
+        ``"iid"`` or ``"top_plus_one"``.
+
+    Source: duality of the optimal transport problem between target and draws (arXiv 2310.15141,
+    2023); top_plus_one: arXiv 2502.18779, 2025.
+
+    Examples
+    --------
+    >>> import treespec
+    >>> treespec.alpha_star([0.5, 0.5], [1.0, 0.0], 2)
+    0.5
+    """
+    target, draft = (np.asarray(row, dtype=float).tolist() for row in (target_row, draft_row))
+    return _core.alpha_star(target, draft, num_draws, proposal)
 
 
 _KEY_BITS = {"seed": 64, "sequence_id": 32, "position": 32}
@@ -277,14 +369,23 @@ def _key(seed: Any, sequence_id: Any, position: Any) -> RoundKey:
     return key
 
 
-def _coins(coins: Any) -> tuple[list[list[float]], list[float]]:
-    """The two arrays as lists; NumPy and torch alike."""
-    if len(coins) != 2:
-        raise ValueError(f"verify: coins must be (accept, sample), got {len(coins)} arrays")
-    accept, sample = coins
-    return [np.asarray(row, dtype=float).tolist() for row in accept], np.asarray(
-        sample, dtype=float
-    ).tolist()
+def _coins(coins: Any) -> tuple[Any, Any, Any]:
+    """The two or three arrays as lists; NumPy and torch alike."""
+    if len(coins) not in (2, 3):
+        raise ValueError(
+            f"verify: coins must be (accept, sample) or (accept, sample, select), "
+            f"got {len(coins)} arrays"
+        )
+    accept, sample, *select = coins
+    return (
+        _coin_rows(accept),
+        np.asarray(sample, dtype=float).tolist(),
+        _coin_rows(select[0]) if select else None,
+    )
+
+
+def _coin_rows(rows: Any) -> list[list[float]]:
+    return [np.asarray(row, dtype=float).tolist() for row in rows]
 
 
 def _keys(seed: Any, sequence_id: Any, position: Any, count: int) -> list[RoundKey]:

@@ -86,11 +86,14 @@ class DraftLaw {
 class Coins {
  public:
   explicit Coins(const RoundKey& key) : key_(key) {}
-  /// `accept[i][j]` tests draw j of node i, `sample[i]` draws a token at node i, in [0, 1).
+  /// `accept[i][j]` tests draw j of node i, `sample[i]` draws a token at node i, `select[i][j]`
+  /// decides merge j of a tournament at node i (may be null without tournaments); all in [0, 1).
   Coins(const RoundKey& key, const std::vector<std::vector<double>>* accept,
-        const std::vector<double>* sample);
+        const std::vector<double>* sample,
+        const std::vector<std::vector<double>>* select = nullptr);
   double accept(int32_t node, int32_t draw) const;
   double sample(int32_t node) const;
+  double select(int32_t node, int32_t merge) const;
   bool injected() const { return accept_ != nullptr; }
   const RoundKey& key() const { return key_; }
 
@@ -98,6 +101,7 @@ class Coins {
   RoundKey key_;
   const std::vector<std::vector<double>>* accept_ = nullptr;
   const std::vector<double>* sample_ = nullptr;
+  const std::vector<std::vector<double>>* select_ = nullptr;
 };
 
 /// A rule that keeps the longest path the target itself could have produced. Stateless.
@@ -107,13 +111,16 @@ class Verifier {
   /// Fills accepted_nodes and next_token. `draft_law` may be empty when the table says so.
   virtual Verdict verify(const TokenTree& tree, TargetRows& target_rows, const DraftLaw& draft_law,
                          const Coins& coins) const = 0;
+  /// Probability over the coins that each node of this very tree is accepted, `[N]`; 1 at the root.
+  virtual std::vector<double> node_probability(const TokenTree& tree, TargetRows& target_rows,
+                                               const DraftLaw& draft_law) const = 0;
 };
 
 /// A row of the table of names.
 struct VerifierInfo {
   std::string_view name;
   std::string_view summary;
-  uint32_t proposals;    ///< bit per Proposal it is lossless on
+  uint32_t proposals;    ///< bit per Proposal it is lossless on; none: it is lossy
   bool chain_only;       ///< every node has at most one draw
   bool needs_draft_law;  ///< reads the rows the tokens were drawn from
   std::unique_ptr<Verifier> (*make)();
@@ -129,14 +136,32 @@ std::unique_ptr<Verifier> make_verifier(std::string_view name);
 std::string_view auto_verifier(Proposal proposal, bool greedy);
 
 bool is_lossless(const VerifierInfo& info, Proposal proposal);
+/// Whether it changes the distribution of the text on every tree; then it has to be asked for.
+bool is_lossy(const VerifierInfo& info);
 /// Refuses a pair that would be biased, naming the verifiers that fit. `chain`: whether no node has
-/// more than one draw. For a builder, before any work; for a tree, before it is verified.
-void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain);
+/// more than one draw. For a builder, before any work; for a tree, before it is verified. `lossy`
+/// admits the verifiers that are lossy by design, and nothing else.
+void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain, bool lossy = false);
 /// The same for a tree at hand, and that the law it needs is there.
-void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law);
+void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law,
+                    bool lossy = false);
 
 /// Checks the pair, verifies, and completes Verdict::tokens. `name` is not "auto".
 Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
-               const DraftLaw& draft_law, const Coins& coins);
+               const DraftLaw& draft_law, const Coins& coins, bool lossy = false);
+
+/// Probability over the coins that each node of this very tree is accepted, `[N]`, 1 at the root;
+/// exact, by the closed forms of verification.md 5 and 6.3. Their sum is the expected number of
+/// tokens that the round emits. Checks as `verify` does.
+std::vector<double> node_probability(std::string_view name, const TokenTree& tree,
+                                     TargetRows& target_rows, const DraftLaw& draft_law,
+                                     bool lossy = false);
+
+/// The largest probability, over all lossless verifiers, that one of `num_draws` children of a node
+/// with target law `target` and draft law `draft`, `[V]` each, is accepted. For kIid and
+/// kTopPlusOne; throws InvalidArgument for other modes. O(V log V).
+/// Source: duality of the optimal transport problem, verification.md 4.1.
+double alpha_star(ArrayView<const double> target, ArrayView<const double> draft, int32_t num_draws,
+                  Proposal proposal);
 
 }  // namespace treespec

@@ -16,6 +16,15 @@ class Greedy final : public Verifier {
           row::argmax(weights.data(), static_cast<int64_t>(weights.size())));
     });
   }
+
+  std::vector<double> node_probability(const TokenTree& tree, TargetRows& target_rows,
+                                       const DraftLaw&) const override {
+    return target_walk_probability(tree, target_rows,
+                                   [](const std::vector<double>& weights, int32_t token) {
+                                     const auto size = static_cast<int64_t>(weights.size());
+                                     return row::argmax(weights.data(), size) == token ? 1.0 : 0.0;
+                                   });
+  }
 };
 
 }  // namespace

@@ -24,4 +24,20 @@ Verdict target_walk(const TokenTree& tree, TargetRows& rows, Pick&& pick) {
   }
 }
 
+/// Probability that the walk passes through each node; `chance(weights, token)` is that of a pick.
+template <class Chance>
+std::vector<double> target_walk_probability(const TokenTree& tree, TargetRows& rows,
+                                            Chance&& chance) {
+  std::vector<double> weights(static_cast<size_t>(rows.vocab_size()));
+  std::vector<double> reached(tree.token.size(), 1.0);
+  for (int32_t node = 0, loaded = -1; node < tree.num_nodes(); ++node) {
+    loaded = -1;
+    for (const int32_t child : tree.draws(node)) {
+      if (loaded != node) rows.load(loaded = node, weights.data());
+      reached[child] = reached[node] * chance(weights, tree.token[child]);
+    }
+  }
+  return reached;
+}
+
 }  // namespace treespec

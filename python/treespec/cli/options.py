@@ -107,6 +107,10 @@ class ModelOptions(PairOptions):
             help="More for the builder, repeatable: `width=4`, `expansion=4,2,1`.",
         ),
     ] = None
+    lossy: Annotated[
+        bool,
+        _tree(help="Admit verifiers that change the distribution of the text (`typical`)."),
+    ] = False
 
     def load(self, **options: Any) -> SpeculativeDecoder:
         """Load the models and return the decoder with these trees."""
@@ -116,6 +120,7 @@ class ModelOptions(PairOptions):
             node_budget=self.nodes,
             max_depth=self.max_depth,
             builder_options=parse_assignments(self.builder_option) or None,
+            lossy=self.lossy,
             **options,
         )
 
