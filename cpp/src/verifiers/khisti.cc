@@ -17,69 +17,63 @@ namespace treespec {
 namespace {
 
 constexpr int32_t kProgramSize = 5;  // tokens among which the program decides
-constexpr double kNothing = 1e-15;
 
 /// owned[i][j]: mass of the pair {i, j} of program tokens that i wins.
 using Owned = std::array<std::array<double, kProgramSize>, kProgramSize>;
 
-/// Shifts pair masses from tokens with more than their target (`excess` > 0) to those with less,
-/// until no path is left: the optimum of the program, found as a maximum flow.
-class Flow {
+/// The program: splits pair masses so that sum of min(wanted, received) is as large as it can be.
+/// Of its solutions this is the one that gives the first pair's earlier token as much as the
+/// optimum allows, then the second pair's, and so on: unique, and continuous in the numbers.
+///
+/// By max-flow min-cut a split serves a value iff every set of tokens T does: what T wants, and the
+/// mass that can go elsewhere, is at least the value. With 5 tokens these are 32 sums.
+class Program {
  public:
-  Flow(Owned& owned, std::vector<double>& excess) : owned_(owned), excess_(excess) {}
-
-  void run() {
-    while (find_path()) push();
+  /// `owned[i][j]`, i < j, holds the pair's mass on entry and is split on return.
+  Program(const std::vector<double>& wanted, Owned& owned)
+      : wanted_(wanted), owned_(owned), given_(wanted.size(), 0.0) {
+    const auto size = static_cast<int32_t>(wanted.size());
+    for (auto& row : free_) row.fill(true);
+    double value = served(0);
+    for (uint32_t set = 1; set < 1u << size; ++set) value = std::min(value, served(set));
+    for (int32_t i = 0; i < size; ++i) {
+      for (int32_t j = i + 1; j < size; ++j) split(i, j, value);
+    }
   }
 
  private:
-  /// Breadth first, sources and neighbours in rank order; true when a token with a deficit was met.
-  bool find_path() {
-    const auto size = static_cast<int32_t>(excess_.size());
-    from_.fill(-1);
-    std::array<bool, kProgramSize> seen{};
-    std::vector<int32_t> queue;
-    for (int32_t t = 0; t < size; ++t) {
-      if (excess_[t] > kNothing) {
-        queue.push_back(t);
-        seen[t] = true;
-      }
+  static bool holds(uint32_t set, int32_t token) { return (set >> token & 1u) != 0; }
+
+  void split(int32_t i, int32_t j, double value) {
+    const double mass = owned_[i][j];
+    free_[i][j] = false;
+    double most = mass;
+    for (uint32_t set = 0; set < 1u << wanted_.size(); ++set) {
+      if (holds(set, i) && !holds(set, j)) most = std::min(most, served(set) + mass - value);
     }
-    for (size_t head = 0; head < queue.size(); ++head) {
-      const int32_t t = queue[head];
-      for (int32_t u = 0; u < size; ++u) {
-        if (seen[u] || !(owned_[t][u] > kNothing)) continue;
-        seen[u] = true;
-        from_[u] = t;
-        queue.push_back(u);
-        if (excess_[u] < -kNothing) {
-          end_ = u;
-          return true;
-        }
-      }
-    }
-    return false;
+    owned_[i][j] = std::max(most, 0.0);
+    owned_[j][i] = mass - owned_[i][j];
+    given_[i] += owned_[i][j];
+    given_[j] += owned_[j][i];
   }
 
-  void push() {
-    int32_t source = end_;
-    double amount = -excess_[end_];
-    for (; from_[source] >= 0; source = from_[source]) {
-      amount = std::min(amount, owned_[from_[source]][source]);
+  /// The cut of a set of tokens: what they want, and all mass that need not go to them.
+  double served(uint32_t set) const {
+    const auto size = static_cast<int32_t>(wanted_.size());
+    double sum = 0.0;
+    for (int32_t i = 0; i < size; ++i) {
+      sum += holds(set, i) ? wanted_[i] : given_[i];
+      for (int32_t j = i + 1; j < size; ++j) {
+        if (free_[i][j] && !(holds(set, i) && holds(set, j))) sum += owned_[i][j];
+      }
     }
-    amount = std::min(amount, excess_[source]);
-    for (int32_t u = end_; from_[u] >= 0; u = from_[u]) {
-      owned_[from_[u]][u] -= amount;
-      owned_[u][from_[u]] += amount;
-    }
-    excess_[source] -= amount;
-    excess_[end_] += amount;
+    return sum;
   }
 
+  const std::vector<double>& wanted_;
   Owned& owned_;
-  std::vector<double>& excess_;
-  std::array<int32_t, kProgramSize> from_{};
-  int32_t end_ = -1;
+  std::vector<double> given_;  // by the pairs that are settled
+  std::array<std::array<bool, kProgramSize>, kProgramSize> free_{};
 };
 
 /// One merge of the tournament: a winner of law A against a fresh draw of law q.
@@ -110,7 +104,7 @@ class Merge {
   const std::vector<double>& law() const { return law_; }
 
  private:
-  /// Tokens outside the program win against all later ones.
+  /// Tokens win against themselves, and against all later ones outside the program.
   void outside(const std::vector<double>& q, const std::vector<double>& a) {
     double q_later = 0.0, a_later = 0.0;
     for (auto i = static_cast<int32_t>(order_.size()) - 1; i >= size_; --i) {
@@ -127,15 +121,17 @@ class Merge {
 
   void program(const std::vector<double>& p, const std::vector<double>& q,
                const std::vector<double>& a) {
-    std::vector<double> excess;
+    std::vector<double> wanted;
     for (int32_t i = 0; i < size_; ++i) {
       for (int32_t j = i + 1; j < size_; ++j) {
         const int32_t x = order_[i], y = order_[j];
         owned_[i][j] = a[x] * q[y] + a[y] * q[x];
       }
     }
-    for (int32_t i = 0; i < size_; ++i) excess.push_back(won(i) - p[order_[i]]);
-    Flow(owned_, excess).run();
+    for (int32_t i = 0; i < size_; ++i) {
+      wanted.push_back(std::max(p[order_[i]] - law_[order_[i]], 0.0));
+    }
+    Program(wanted, owned_);
     for (int32_t i = 0; i < size_; ++i) law_[order_[i]] = won(i);
   }
   double won(int32_t i) const {
@@ -160,8 +156,7 @@ class Khisti final : public TopDownVerifier {
       const Merge merge(list.p, list.q, law);
       const double stays = merge.stays(winner, list.place[k]);
       const bool decided = stays == 0.0 || stays == 1.0;
-      const bool keep =
-          decided ? stays == 1.0 : coins.select(node, static_cast<int32_t>(k)) < stays;
+      const bool keep = decided ? stays == 1.0 : coins.select(node, list.draw[k]) < stays;
       if (!keep) winner = list.place[k];
       law = merge.law();
     }
@@ -213,13 +208,17 @@ class Khisti final : public TopDownVerifier {
 
   /// The draws of a node, over the support of its law.
   struct List {
-    std::vector<int32_t> token, place;  // of the support; of each draw in it
+    std::vector<int32_t> token;        // of the support
+    std::vector<int32_t> place, draw;  // of each drawable draw: in the support, in the list
     std::vector<double> p, q;
 
     List(const TokenTree& tree, int32_t node, const RowPair& rows) {
       rows.gather_support(token, p, q);
-      for (const int32_t child : tree.draws(node)) {
-        if (rows.drawable(tree.token[child])) place.push_back(find(tree.token[child]));
+      const ArrayView<const int32_t> draws = tree.draws(node);
+      for (int64_t j = 0; j < draws.size(); ++j) {
+        if (!rows.drawable(tree.token[draws[j]])) continue;
+        place.push_back(find(tree.token[draws[j]]));
+        draw.push_back(static_cast<int32_t>(j));
       }
     }
     int32_t find(int32_t wanted) const {
