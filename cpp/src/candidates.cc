@@ -41,26 +41,6 @@ class Entry {
   uint64_t word_;
 };
 
-/// Reads a row of any dtype as float32 blocks.
-class BlockReader {
- public:
-  BlockReader(const RowsView& rows, int64_t row) : rows_(rows), first_(row * rows.row_stride) {
-    if (rows.dtype != DType::kFloat32) copy_.resize(static_cast<size_t>(kBlock));
-  }
-  const float* read(int64_t begin, int64_t size) {
-    if (rows_.dtype == DType::kFloat32) {
-      return static_cast<const float*>(rows_.data) + first_ + begin;
-    }
-    row::to_float(rows_.data, rows_.dtype, first_ + begin, size, copy_.data());
-    return copy_.data();
-  }
-
- private:
-  const RowsView& rows_;
-  int64_t first_;
-  std::vector<float> copy_;
-};
-
 /// The best entries of a row. Takes what may be among them and cuts back when it has many; the
 /// least value of interest rises quickly, so that most lanes are passed over.
 class Leaders {
@@ -182,7 +162,7 @@ void rank_candidates(const RowsView& logits, int32_t width, double temperature, 
   for (int64_t r = 0; r < logits.num_rows; ++r) {
     leaders.clear();
     sums.clear();
-    BlockReader reader(logits, r);
+    row::BlockReader reader(logits, r);
     for (int64_t begin = 0; begin < logits.width; begin += kBlock) {
       const int64_t size = std::min(kBlock, logits.width - begin);
       const float* block = reader.read(begin, size);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "shared/block_sum.hd.h"
 #include "treespec/array_view.h"
 #include "treespec/rng.h"
 
@@ -47,6 +48,29 @@ int64_t argmax(const double* values, int64_t size);
 
 /// Entries first ... first + size of a row of any dtype, as float32.
 void to_float(const void* data, DType dtype, int64_t first, int64_t size, float* out);
+/// Reads a row of any dtype as float32 blocks.
+class BlockReader {
+ public:
+  static constexpr int64_t kBlock = shared::kBlock;
+
+  BlockReader(const RowsView& rows, int64_t row) : rows_(rows), first_(row * rows.row_stride) {
+    if (rows.dtype != DType::kFloat32) copy_.resize(static_cast<size_t>(kBlock));
+  }
+  /// Entries begin ... begin + size, at most kBlock; valid until the next call.
+  const float* read(int64_t begin, int64_t size) {
+    if (rows_.dtype == DType::kFloat32) {
+      return static_cast<const float*>(rows_.data) + first_ + begin;
+    }
+    to_float(rows_.data, rows_.dtype, first_ + begin, size, copy_.data());
+    return copy_.data();
+  }
+
+ private:
+  const RowsView& rows_;
+  int64_t first_;
+  std::vector<float> copy_;
+};
+
 /// Maxima of every kMaxLanes-th value: lane i of a block holds i, i + kMaxLanes, ...; -inf for an
 /// empty lane. Returns the largest, or NaN when the block has one.
 constexpr int64_t kMaxLanes = 128;

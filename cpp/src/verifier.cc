@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "row_ops.h"
 #include "shared/fixed_point.hd.h"
@@ -74,6 +75,12 @@ bool is_chain(const TokenTree& tree) {
 
 }  // namespace
 
+int32_t TargetRows::argmax(int32_t node) {
+  weights_.resize(static_cast<size_t>(vocab_size()));
+  load(node, weights_.data());
+  return static_cast<int32_t>(row::argmax(weights_.data(), vocab_size()));
+}
+
 ProbabilityRows::ProbabilityRows(const RowsView& probs, int32_t num_nodes) : probs_(probs) {
   check_law_dtype("target_probs", probs.dtype);
   TREESPEC_CHECK(probs.num_rows == num_nodes && probs.width > 0, "target_probs: shape must be [",
@@ -105,6 +112,29 @@ void LogitRows::load(int32_t node, double* weights) {
   const int64_t words = (logits_.width + 31) / 32;
   process_logits(logits_, node, params_, history_, path_,
                  allowed_ != nullptr ? allowed_ + node * words : nullptr, weights);
+}
+
+int32_t LogitRows::argmax(int32_t node) {
+  const bool as_they_are =
+      !params_.has_penalties() && params_.logit_bias.empty() && allowed_ == nullptr;
+  // float32 blocks order float64 logits only roughly.
+  if (!as_they_are || logits_.dtype == DType::kFloat64) return TargetRows::argmax(node);
+  float best = -std::numeric_limits<float>::infinity();
+  int64_t at = -1;
+  float lane_max[row::kMaxLanes];
+  row::BlockReader reader(logits_, node);
+  for (int64_t begin = 0; begin < logits_.width; begin += reader.kBlock) {
+    const int64_t size = std::min(reader.kBlock, logits_.width - begin);
+    const float* block = reader.read(begin, size);
+    const float top = row::lane_maxima(block, size, lane_max);
+    TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(), "target_logits: row ", node,
+                   " must not contain NaN or +inf");
+    if (top <= best) continue;
+    best = top;
+    at = begin + (std::find(block, block + size, top) - block);
+  }
+  TREESPEC_CHECK(at >= 0, "target_logits: row ", node, " must have a token above -inf");
+  return static_cast<int32_t>(at);
 }
 
 int32_t DraftLaw::vocab_size() const {

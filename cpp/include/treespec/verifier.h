@@ -31,6 +31,11 @@ class TargetRows {
   virtual int32_t vocab_size() const = 0;
   /// Unnormalised, finite, non-negative, some positive; `[V]` float64.
   virtual void load(int32_t node, double* weights) = 0;
+  /// The likeliest token after a node, lowest id among equals.
+  virtual int32_t argmax(int32_t node);
+
+ private:
+  std::vector<double> weights_;
 };
 
 /// Rows that are laws already, `[N, V]` float32 or float64.
@@ -54,6 +59,8 @@ class LogitRows final : public TargetRows {
             const History& history, const uint32_t* allowed);
   int32_t vocab_size() const override { return static_cast<int32_t>(logits_.width); }
   void load(int32_t node, double* weights) override;
+  /// One pass over the logits in their own dtype when no processor can change their order.
+  int32_t argmax(int32_t node) override;
 
  private:
   RowsView logits_;

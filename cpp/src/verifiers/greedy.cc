@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Temperature 0: exactly the walk that greedy decoding would take; ties go to the lowest id.
-#include "row_ops.h"
 #include "verifiers/registry.h"
 #include "verifiers/target_walk.h"
 
@@ -11,19 +10,15 @@ class Greedy final : public Verifier {
  public:
   Verdict verify(const TokenTree& tree, TargetRows& target_rows, const DraftLaw&,
                  const Coins&) const override {
-    return target_walk(tree, target_rows, [](int32_t, const std::vector<double>& weights) {
-      return static_cast<int32_t>(
-          row::argmax(weights.data(), static_cast<int64_t>(weights.size())));
-    });
+    return target_walk(tree, [&](int32_t node) { return target_rows.argmax(node); });
   }
 
   std::vector<double> node_probability(const TokenTree& tree, TargetRows& target_rows,
                                        const DraftLaw&) const override {
-    return target_walk_probability(tree, target_rows,
-                                   [](const std::vector<double>& weights, int32_t token) {
-                                     const auto size = static_cast<int64_t>(weights.size());
-                                     return row::argmax(weights.data(), size) == token ? 1.0 : 0.0;
-                                   });
+    return target_walk_probability(tree, [&](int32_t node) {
+      const int32_t best = target_rows.argmax(node);
+      return [best](int32_t token) { return token == best ? 1.0 : 0.0; };
+    });
   }
 };
 

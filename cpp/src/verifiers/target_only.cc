@@ -19,7 +19,10 @@ class TargetOnly final : public Verifier {
     TREESPEC_CHECK(!coins.injected(),
                    "target_only: coins cannot be given, its draws are keyed by position");
     const RoundKey& key = coins.key();
-    return target_walk(tree, target_rows, [&](int32_t node, const std::vector<double>& weights) {
+    static thread_local std::vector<double> weights;  // kept, like the scores of process_logits
+    weights.resize(static_cast<size_t>(target_rows.vocab_size()));
+    return target_walk(tree, [&](int32_t node) {
+      target_rows.load(node, weights.data());
       const auto position = key.position + static_cast<uint32_t>(tree.depth[node]) + 1;
       return sample_at_position(weights, key.seed, key.sequence_id, position);
     });
@@ -27,12 +30,14 @@ class TargetOnly final : public Verifier {
 
   std::vector<double> node_probability(const TokenTree& tree, TargetRows& target_rows,
                                        const DraftLaw&) const override {
-    return target_walk_probability(
-        tree, target_rows, [](const std::vector<double>& weights, int32_t token) {
-          const auto size = static_cast<int64_t>(weights.size());
-          const uint64_t mass = row::raw_fixed_sum(weights.data(), size);
-          return weights[static_cast<size_t>(token)] / shared::from_raw_fixed(mass);
-        });
+    std::vector<double> weights(static_cast<size_t>(target_rows.vocab_size()));
+    return target_walk_probability(tree, [&](int32_t node) {
+      target_rows.load(node, weights.data());
+      const uint64_t sum = row::raw_fixed_sum(weights.data(), target_rows.vocab_size());
+      return [&weights, mass = shared::from_raw_fixed(sum)](int32_t token) {
+        return weights[static_cast<size_t>(token)] / mass;
+      };
+    });
   }
 };
 
