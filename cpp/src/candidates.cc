@@ -170,7 +170,10 @@ void rank_candidates(const RowsView& logits, int32_t width, double temperature, 
       TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(),
                      "rank_candidates: logits must not contain NaN or +inf, row ", r, " does");
       sums.top.push_back(top);
-      sums.sum.push_back(top == kLowest ? 0.0 : row::exp_sum(block, size, top, scale));
+      sums.sum.push_back(top == kLowest
+                             ? 0.0
+                             : row::exp_sum(block, size, top, scale, reader.address(begin + size),
+                                            size_of(logits.dtype)));
       leaders.offer(block, size, begin, lane_max);
     }
     const float top = sums.row_top();

@@ -80,7 +80,7 @@ TREESPEC_SIMD int64_t mark_hopeful(const double* weights, const uint64_t* random
   int64_t count = 0;
   for (int64_t i = 0; i < size; ++i) {
     const bool may_win =
-        weights[i] > 0.0 && distance_to_one(random[i]) <= worst * weights[i] * kSlack;
+        (weights[i] > 0.0) & (distance_to_one(random[i]) <= worst * weights[i] * kSlack);
     hopeful[i] = may_win;
     count += may_win;
   }
@@ -233,7 +233,16 @@ TREESPEC_SIMD void from_double(const double* data, int64_t size, float* out) {
   convert_row(data, size, out, [](double x) { return static_cast<float>(x); });
 }
 TREESPEC_SIMD void from_float16(const uint16_t* data, int64_t size, float* out) {
-  convert_row(data, size, out, shared::float16_to_float);
+  // shared::float16_to_float in masks: its branches keep a loop from being vectorised.
+  convert_row(data, size, out, [](uint16_t half) {
+    const uint32_t bits = half;
+    const uint32_t infinite = (bits & 0x7C00u) == 0x7C00u ? 0x7F800000u : 0u;
+    const uint32_t subnormal = (bits & 0x7C00u) == 0u ? ~0u : 0u;
+    const uint32_t normal = (((bits & 0x7FFFu) << 13) + (112u << 23)) | infinite;
+    const float small = shared::bits_to_float((113u << 23) | (bits & 0x3FFu) << 13) - 0x1p-14f;
+    return shared::bits_to_float((bits & 0x8000u) << 16 | (normal & ~subnormal) |
+                                 (shared::float_to_bits(small) & subnormal));
+  });
 }
 TREESPEC_SIMD void from_bfloat16(const uint16_t* data, int64_t size, float* out) {
   convert_row(data, size, out, shared::bfloat16_to_float);
@@ -290,7 +299,8 @@ TREESPEC_SIMD int64_t count_at_least(const float* values, int64_t size, float le
   return count;
 }
 
-TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double scale) {
+TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double scale,
+                             const void* next, int64_t item_bytes) {
   constexpr int64_t kLanes = shared::kLanes;
   constexpr double kLog2E = 1.4426950408889634074;
   const auto factor = static_cast<float>(scale * kLog2E);
@@ -298,7 +308,8 @@ TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double
   int64_t t = 0;
   for (; t + kLanes <= size; t += kLanes) {
     // Fetch the block that follows while the arithmetic units are busy with this one.
-    for (int64_t i = 0; i < kLanes; i += 16) __builtin_prefetch(block + size + t + i);
+    const char* lines = static_cast<const char*>(next) + t * item_bytes;
+    for (int64_t i = 0; i < kLanes * item_bytes; i += 64) __builtin_prefetch(lines + i);
     for (int64_t i = 0; i < kLanes; ++i) {
       lane[i] += shared::exp2_nonpositive((block[t + i] - top) * factor);
     }

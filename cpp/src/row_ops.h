@@ -58,11 +58,13 @@ class BlockReader {
   }
   /// Entries begin ... begin + size, at most kBlock; valid until the next call.
   const float* read(int64_t begin, int64_t size) {
-    if (rows_.dtype == DType::kFloat32) {
-      return static_cast<const float*>(rows_.data) + first_ + begin;
-    }
+    if (rows_.dtype == DType::kFloat32) return static_cast<const float*>(address(begin));
     to_float(rows_.data, rows_.dtype, first_ + begin, size, copy_.data());
     return copy_.data();
+  }
+  /// Where entry `begin` lies, in the row's own dtype.
+  const void* address(int64_t begin) const {
+    return static_cast<const char*>(rows_.data) + (first_ + begin) * size_of(rows_.dtype);
   }
 
  private:
@@ -79,7 +81,9 @@ float lane_maxima(const float* block, int64_t size, float* lane_max);
 int32_t at_least(const float* values, int32_t size, float least, int32_t* places);
 int64_t count_at_least(const float* values, int64_t size, float least);
 /// Sum over the block of exp(scale * (x - top)), scale > 0; partition as in shared/block_sum.hd.h.
-double exp_sum(const float* block, int64_t size, float top, double scale);
+/// Prefetches `size * item_bytes` bytes from `next`, where the block that follows will come from.
+double exp_sum(const float* block, int64_t size, float top, double scale, const void* next,
+               int64_t item_bytes);
 
 /// A weighted exponential race: ids of the `count` smallest -ln(U_t) / weight_t in ascending order
 /// (ties by id), fewer when fewer weights are positive. U_t = (random53 + 1) * 2^-53 of the counter

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "row_ops.h"
 #include "shared/fixed_point.hd.h"
+#include "shared/simd.h"
 #include "treespec/sampling.h"
 
 namespace treespec {
@@ -14,11 +16,25 @@ namespace {
 
 constexpr int32_t kScanBlock = 128;
 
+/// Makes room at the end. Rows are as long as the vocabulary, so that moving them costs far more
+/// than memory that is never touched.
+template <class T>
+void make_room(std::vector<T>& values, size_t size) {
+  constexpr size_t kGrowth = 4, kFirstRows = 16;
+  if (values.capacity() - values.size() >= size) return;
+  values.reserve(std::max(kGrowth * values.size(), values.size() + kFirstRows * size));
+}
+
+TREESPEC_SIMD int64_t count_positive(const double* values, int64_t size) {
+  int64_t count = 0;
+  for (int64_t t = 0; t < size; ++t) count += values[t] > 0.0;
+  return count;
+}
+
 }  // namespace
 
 void RowLaw::read(const CandidateRow& row) {
   dense_ = row.token == nullptr;
-  prob_.clear();
   const float* logprob = row.logprob;
   int64_t size = row.size;
   if (!dense_) {
@@ -37,10 +53,9 @@ void RowLaw::read(const CandidateRow& row) {
     logprob = logprob_.data();
     size = static_cast<int64_t>(entry_.size());
   }
-  if (size == 0 || std::isinf(row::max(logprob, size))) return;
+  prob_.resize(static_cast<size_t>(size));  // overwritten: not cleared first
+  if (std::isinf(row::exp_row(logprob, size, prob_.data()))) return prob_.clear();
   vocab_size_ = dense_ ? row.size : token_.back() + 1;
-  prob_.resize(static_cast<size_t>(size));
-  row::exp_row(logprob, size, prob_.data());
   row::normalise(prob_.data(), size,
                  shared::from_raw_fixed(row::raw_fixed_sum(prob_.data(), size)));
 }
@@ -64,17 +79,26 @@ int32_t RowLaw::draw(const RoundKey& key, uint32_t slot, int32_t j) const {
 void RowLaw::append_to(DraftRows& rows) const {
   if (rows.row_offset.empty()) rows.row_offset.push_back(0);
   rows.vocab_size = std::max(rows.vocab_size, vocab_size_);
-  const size_t begin = rows.prob.size();
-  rows.token.resize(begin + prob_.size());
-  rows.prob.resize(begin + prob_.size());
-  size_t end = begin;
-  for (size_t k = 0; k < prob_.size(); ++k) {
-    rows.token[end] = token(static_cast<int32_t>(k));
-    rows.prob[end] = static_cast<float>(prob_[k]);
-    end += prob_[k] > 0.0;
+  const auto count = static_cast<size_t>(count_positive(prob_.data(), size()));
+  make_room(rows.token, count + 1);
+  make_room(rows.prob, count + 1);
+  size_t end = rows.prob.size();
+  if (dense_ && count == prob_.size()) {
+    rows.prob.insert(rows.prob.end(), prob_.begin(), prob_.end());
+    rows.token.resize(end + count);
+    std::iota(rows.token.begin() + static_cast<std::ptrdiff_t>(end), rows.token.end(), 0);
+    end += count;
+  } else {
+    rows.token.resize(end + count + 1);
+    rows.prob.resize(end + count + 1);
+    for (size_t k = 0; k < prob_.size(); ++k) {
+      rows.token[end] = token(static_cast<int32_t>(k));  // kept when it counts
+      rows.prob[end] = static_cast<float>(prob_[k]);
+      end += prob_[k] > 0.0;
+    }
+    rows.token.resize(end);
+    rows.prob.resize(end);
   }
-  rows.token.resize(end);
-  rows.prob.resize(end);
   rows.row_offset.push_back(static_cast<int64_t>(end));
 }
 
