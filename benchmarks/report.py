@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from floors import bar_text, per_row_text
+
 FOLDER = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
 
@@ -56,23 +58,23 @@ def decode_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def core_table(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Medians in microseconds beside their floors."""
-    heading = ["case", "side", "time (us)", "floor (us)", "ratio of medians", "the floor is"]
-    rows = []
-    for row in results:
-        spent, least = row["seconds"]["median"], row["floor_seconds"]["median"]
-        rows.append(
-            [
-                row["name"],
-                row["side"],
-                f"{1e6 * spent:.1f}",
-                f"{1e6 * least:.1f}",
-                f"{spent / least:.2f}",
-                row["floor_name"],
-            ]
-        )
-    return ["", *table(heading, rows)]
+def floor_table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Medians in microseconds beside floors and bars; columns that say nothing are left out."""
+    rows = [
+        {
+            "case": row["name"],
+            "side": row["side"],
+            "time (us)": f"{1e6 * row['seconds']['median']:.1f}",
+            "per row (us)": per_row_text(row),
+            "floor (us)": f"{1e6 * row['floor_seconds']['median']:.1f}",
+            "ratio of medians": f"{row['seconds']['median'] / row['floor_seconds']['median']:.2f}",
+            "bar": bar_text(row),
+            "the floor is": row["floor_name"],
+        }
+        for row in results
+    ]
+    heading = [name for name in rows[0] if any(row[name] for row in rows)]
+    return ["", *table(heading, [[row[name] for name in heading] for row in rows])]
 
 
 def section(path: Path) -> list[str]:
@@ -92,8 +94,8 @@ def section(path: Path) -> list[str]:
     ]
     if "note" in report:
         lines += ["", report["note"]]
-    if report["benchmark"] == "core":
-        return [*lines, *core_table(report["results"])]
+    if report["benchmark"] in ("build", "core"):
+        return [*lines, *floor_table(report["results"])]
     return [*lines, *decode_tables(report["results"])]
 
 
