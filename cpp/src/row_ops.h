@@ -77,6 +77,21 @@ class BlockReader {
 /// empty lane. Returns the largest, or NaN when the block has one.
 constexpr int64_t kMaxLanes = 128;
 float lane_maxima(const float* block, int64_t size, float* lane_max);
+/// Visits the places of a row whose values may be of interest; `hopeful(v)` must also hold for
+/// every value above v. Blocks and lanes whose best is not hopeful are passed over, so that a row
+/// of which little matters costs one read. The visits come in no particular order.
+template <class Hopeful, class Visit>
+void scan(const float* values, int64_t size, Hopeful&& hopeful, Visit&& visit) {
+  float lane_max[kMaxLanes];
+  for (int64_t begin = 0; begin < size; begin += shared::kBlock) {
+    const int64_t block = size - begin < shared::kBlock ? size - begin : shared::kBlock;
+    if (!hopeful(lane_maxima(values + begin, block, lane_max))) continue;
+    for (int64_t lane = 0; lane < kMaxLanes; ++lane) {
+      if (!hopeful(lane_max[lane])) continue;
+      for (int64_t t = lane; t < block; t += kMaxLanes) visit(begin + t);
+    }
+  }
+}
 /// Places of the values >= least, ascending; returns how many. `places`: room for `size`.
 int32_t at_least(const float* values, int32_t size, float least, int32_t* places);
 int64_t count_at_least(const float* values, int64_t size, float least);

@@ -30,7 +30,7 @@ class TreeGrowth {
   /// Nodes whose rows are wanted next; empty when the tree is grown. The first is [root].
   virtual ArrayView<const FrontierNode> frontier() const = 0;
   /// One row per frontier node, in order. Throws InvalidArgument on NaN or positive
-  /// log-probability.
+  /// log-probability; the growth cannot go on then.
   virtual void supply(ArrayView<const CandidateRow> rows) = 0;
   /// The tree in pop order; root token 0. Call once, after the frontier is empty.
   virtual TokenTree finish() = 0;

@@ -100,10 +100,11 @@ class BestFirstGrowth final : public FrontierGrowth {
   }
 
  protected:
-  void grow(ArrayView<const CandidateRow> rows) override {
+  void take(int64_t, const CandidateRow& row) override { rows_.back() = ranked(row); }
+
+  void grow(ArrayView<const CandidateRow>) override {
     clear_frontier();
     const int32_t node = tree_.num_nodes() - 1;  // the row is that of the last node popped
-    rows_[node] = ranked(rows[0]);
     if (ready(node, 0)) heap_.push(candidate(node, 0));
     while (!heap_.empty() && tree_.num_nodes() <= budget_) {
       if (take_best()) return;

@@ -21,9 +21,14 @@ class CursorGrowth final : public SketchGrowth {
   }
 
  protected:
+  void take(int64_t i, const CandidateRow& row) override {
+    RowLaw& law = law_[static_cast<size_t>(i)];
+    law.read(row);
+    if (!law.empty()) record_law(layer_[static_cast<size_t>(i)], law);
+  }
+
   void grow(ArrayView<const CandidateRow> rows) override {
     clear_frontier();
-    read_laws(rows);
     std::vector<int32_t> moved;
     // In the order of the paths, which is the draw order at a node that several of them share.
     for (const int32_t node : cursor_) {
@@ -49,14 +54,7 @@ class CursorGrowth final : public SketchGrowth {
       if (std::find(layer_.begin(), layer_.end(), node) == layer_.end()) layer_.push_back(node);
     }
     for (const int32_t node : layer_) request(node);
-  }
-
-  void read_laws(ArrayView<const CandidateRow> rows) {
-    law_.resize(layer_.size());
-    for (size_t i = 0; i < layer_.size(); ++i) {
-      law_[i].read(rows[static_cast<int64_t>(i)]);
-      if (!law_[i].empty()) record_law(layer_[i], law_[i]);
-    }
+    law_.resize(std::max(law_.size(), layer_.size()));
   }
 
   /// One more draw at a node; returns the child, new or drawn before.

@@ -6,6 +6,7 @@
 #include "builders/fixed_shape.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "builders/row_law.h"
@@ -51,6 +52,9 @@ class FixedShapeGrowth final : public SketchGrowth {
   }
 
  protected:
+  void take(int64_t i, const CandidateRow& row) override {
+    fill(level_[static_cast<size_t>(i)], row);
+  }
   void grow(ArrayView<const CandidateRow> rows) override;
   std::vector<int32_t> order() const override;
 
@@ -67,6 +71,7 @@ class FixedShapeGrowth final : public SketchGrowth {
   std::shared_ptr<const TreeShape> shape_;
   std::vector<int32_t> place_{0};  // per node
   std::vector<int32_t> level_;     // nodes of the frontier
+  int32_t first_new_ = 0;          // the first node born since the level was opened
   RowLaw law_;
 };
 
@@ -74,6 +79,7 @@ void FixedShapeGrowth::open_level(std::vector<int32_t> nodes) {
   std::stable_sort(nodes.begin(), nodes.end(),
                    [this](int32_t a, int32_t b) { return before(a, b); });
   level_.clear();
+  first_new_ = static_cast<int32_t>(nodes_.size());
   for (const int32_t node : nodes) {
     if (shape_->num_children(place_[node]) == 0) continue;
     request(node);
@@ -81,12 +87,10 @@ void FixedShapeGrowth::open_level(std::vector<int32_t> nodes) {
   }
 }
 
-void FixedShapeGrowth::grow(ArrayView<const CandidateRow> rows) {
-  const auto first_new = static_cast<int32_t>(nodes_.size());
+void FixedShapeGrowth::grow(ArrayView<const CandidateRow>) {
   clear_frontier();
-  for (int64_t i = 0; i < rows.size(); ++i) fill(level_[static_cast<size_t>(i)], rows[i]);
-  std::vector<int32_t> born;
-  for (auto id = first_new; id < static_cast<int32_t>(nodes_.size()); ++id) born.push_back(id);
+  std::vector<int32_t> born(nodes_.size() - static_cast<size_t>(first_new_));
+  std::iota(born.begin(), born.end(), first_new_);
   open_level(std::move(born));
 }
 

@@ -32,6 +32,7 @@ void FrontierGrowth::supply(ArrayView<const CandidateRow> rows) {
     TREESPEC_CHECK(row::all_at_most(rows[i].logprob, looked_at, kLargestLogprob),
                    "TreeGrowth::supply: log-probabilities must be <= 0 and not NaN, row ", i,
                    " breaks this");
+    take(i, rows[i]);
   }
   grow(rows);
 }

@@ -12,7 +12,7 @@ namespace treespec {
 class FrontierGrowth : public TreeGrowth {
  public:
   ArrayView<const FrontierNode> frontier() const final { return frontier_; }
-  /// Checks count and values, then lets the builder grow.
+  /// Checks count and values on the way, and lets the builder grow; after an error it is of no use.
   void supply(ArrayView<const CandidateRow> rows) final;
   /// Once, with an empty frontier.
   TokenTree finish() final;
@@ -26,7 +26,9 @@ class FrontierGrowth : public TreeGrowth {
     return parent_score + (logprob < 0.0f ? logprob : 0.0f);
   }
 
-  /// Called with one sound row per frontier node; must `clear_frontier()` and may hand over anew.
+  /// Called with row i right after it was checked, in order: long rows are still in the cache then.
+  virtual void take(int64_t i, const CandidateRow& row) = 0;
+  /// Called when all rows were taken; must `clear_frontier()` and may hand over anew.
   virtual void grow(ArrayView<const CandidateRow> rows) = 0;
 
   /// Adds a node to the frontier and returns its hand-over number. `parent_index` is its parent's

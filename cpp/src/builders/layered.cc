@@ -19,7 +19,6 @@ namespace treespec {
 namespace {
 
 constexpr float kImpossible = -std::numeric_limits<float>::infinity();
-constexpr int64_t kScanBlock = 128;
 constexpr int32_t kRoot = -1;  // as a parent in the pool
 
 struct Node {
@@ -44,11 +43,11 @@ class LayeredGrowth final : public FrontierGrowth {
   TokenTree assemble() override;
 
  protected:
-  void grow(ArrayView<const CandidateRow> rows) override {
-    ++num_calls_;
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      add_children(expanded_[static_cast<size_t>(r)], scorer_.scored(rows[r]));
-    }
+  void take(int64_t i, const CandidateRow& row) override {
+    add_children(expanded_[static_cast<size_t>(i)], scorer_.scored(row));
+  }
+
+  void grow(ArrayView<const CandidateRow>) override {
     take_layer();
     clear_frontier();
     if (num_calls_ < options_.max_calls && worth_another_call()) expand(open_nodes());
@@ -84,7 +83,7 @@ class LayeredGrowth final : public FrontierGrowth {
   int32_t budget_;
   LayeredOptions options_;
   Scorer scorer_;
-  int32_t num_calls_ = 0;
+  int32_t num_calls_ = 1;          // of the drafter, the one under way included
   double expected_ = 0.0;          // expected acceptance after the last layer
   std::vector<Node> pool_;         // every node ever kept; ids are stable
   std::vector<int32_t> kept_;      // the budget best, a heap with the worst in front
@@ -120,12 +119,11 @@ void LayeredGrowth::add_children(int32_t parent, const CandidateRow& row) {
   }
   if (row.ranked) return add_run(parent, row, 0, row.size);
   const float base = score_of(parent);
-  for (int64_t begin = 0; begin < row.size; begin += kScanBlock) {
-    const int64_t end = std::min<int64_t>(row.size, begin + kScanBlock);
-    // Rounding is monotone: if the block's best does not reach theta, none does.
-    const float best = child_score(base, row::max(row.logprob + begin, end - begin));
-    if (best >= theta() && best != kImpossible) add_run(parent, row, begin, end);
-  }
+  // Rounding is monotone: if the best of some candidates does not reach theta, none does.
+  row::scan(
+      row.logprob, row.size,
+      [&](float best) { return best != kImpossible && child_score(base, best) >= theta(); },
+      [&](int64_t k) { add_run(parent, row, k, k + 1); });
 }
 
 void LayeredGrowth::add_run(int32_t parent, const CandidateRow& row, int64_t begin, int64_t end) {
@@ -193,6 +191,7 @@ void LayeredGrowth::expand(const std::vector<int32_t>& open) {
   // No deeper layer can add more than the mass of its parents.
   if (options_.threshold > 0.0 && mass(open) <= options_.threshold) return;
   expanded_ = open;
+  ++num_calls_;
   for (const int32_t id : open) {
     Node& node = pool_[id];
     const int32_t parent_index = node.parent == kRoot ? 0 : pool_[node.parent].index;

@@ -14,8 +14,6 @@
 namespace treespec {
 namespace {
 
-constexpr int32_t kScanBlock = 128;
-
 /// Makes room at the end. Rows are as long as the vocabulary, so that moving them costs far more
 /// than memory that is never touched.
 template <class T>
@@ -109,22 +107,20 @@ std::vector<int32_t> most_likely(const CandidateRow& row, int32_t count) {
   };
   std::vector<int32_t> best;  // a heap with the worst in front
   float worst = -std::numeric_limits<float>::infinity();
-  for (int32_t begin = 0; begin < row.size && count > 0; begin += kScanBlock) {
-    const int32_t end = std::min(row.size, begin + kScanBlock);
-    // Most blocks of a vocabulary hold nothing of interest.
-    if (row::max(row.logprob + begin, end - begin) < worst) continue;
-    for (int32_t k = begin; k < end; ++k) {
-      if (row.logprob[k] < worst || std::isinf(row.logprob[k])) continue;
-      if (static_cast<int32_t>(best.size()) == count) {
-        if (!better(k, best.front())) continue;
-        std::pop_heap(best.begin(), best.end(), better);
-        best.pop_back();
-      }
-      best.push_back(k);
-      std::push_heap(best.begin(), best.end(), better);
-      if (static_cast<int32_t>(best.size()) == count) worst = row.logprob[best.front()];
+  const auto hopeful = [&](float value) { return value >= worst && !std::isinf(value); };
+  const auto visit = [&](int64_t place) {
+    const auto k = static_cast<int32_t>(place);
+    if (!hopeful(row.logprob[k])) return;
+    if (static_cast<int32_t>(best.size()) == count) {
+      if (!better(k, best.front())) return;
+      std::pop_heap(best.begin(), best.end(), better);
+      best.pop_back();
     }
-  }
+    best.push_back(k);
+    std::push_heap(best.begin(), best.end(), better);
+    if (static_cast<int32_t>(best.size()) == count) worst = row.logprob[best.front()];
+  };
+  if (count > 0) row::scan(row.logprob, row.size, hopeful, visit);
   std::sort_heap(best.begin(), best.end(), better);
   return best;
 }

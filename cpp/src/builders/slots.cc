@@ -54,12 +54,13 @@ class SlotGrowth final : public SketchGrowth {
   }
 
  protected:
-  void grow(ArrayView<const CandidateRow> rows) override {
+  void take(int64_t i, const CandidateRow& row) override {
+    if (i == 0) least_ = budget_best(Among::kKnownToExist).value;
+    evaluate(waiting_[static_cast<size_t>(i)], row);
+  }
+
+  void grow(ArrayView<const CandidateRow>) override {
     clear_frontier();
-    const Bar bar = budget_best(Among::kKnownToExist);
-    for (size_t i = 0; i < waiting_.size(); ++i) {
-      evaluate(waiting_[i], rows[static_cast<int64_t>(i)], bar.value);
-    }
     if (!options_.lazy) draw_ahead();
     if (frontier().empty()) pop_slots();
   }
@@ -86,8 +87,8 @@ class SlotGrowth final : public SketchGrowth {
     waiting_ = nodes;
     for (const int32_t node : waiting_) request(node);
   }
-  /// Takes draws from the node's row, at least all of slots of value `least` or more.
-  void evaluate(int32_t node, const CandidateRow& row, double least);
+  /// Takes draws from the node's row, at least all of slots of value `least_` or more.
+  void evaluate(int32_t node, const CandidateRow& row);
   /// Makes the child of the node's open slot.
   void draw(int32_t node);
   /// Draws every slot that may be among the best; requests the nodes that may hold more of them.
@@ -106,11 +107,12 @@ class SlotGrowth final : public SketchGrowth {
   std::vector<Draws> draws_;   // per node
   std::vector<double> value_;  // per node: of its slot 0
   std::vector<int32_t> waiting_;
+  double least_ = 0.0;  // lower slots cannot be among the best
   std::priority_queue<Slot> heap_;
   std::vector<int32_t> popped_{0};  // nodes in pop order, root first
 };
 
-void SlotGrowth::evaluate(int32_t node, const CandidateRow& row, double least) {
+void SlotGrowth::evaluate(int32_t node, const CandidateRow& row) {
   draws_[node].evaluated = true;
   law_.read(row);
   if (law_.empty()) return;
@@ -138,7 +140,7 @@ void SlotGrowth::evaluate(int32_t node, const CandidateRow& row, double least) {
       draws.child_value.push_back(part(share));
       rest -= share;
     }
-    const bool all = draws.size() < count || count == budget_ || part(rest) < least;
+    const bool all = draws.size() < count || count == budget_ || part(rest) < least_;
     draws_[node] = std::move(draws);
     if (all) return;
   }
