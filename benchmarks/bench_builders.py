@@ -254,9 +254,12 @@ def run_all(
     ]
     findings: dict[tuple[str, float], Findings] = {}
     rows = []
-    for setup, budget, temperature in track(jobs, "builders", console=Console(stderr=True)):
+    console = Console(stderr=True)
+    for setup, budget, temperature in track(jobs, "builders", console=console):
         seen = findings.setdefault((setup.builder, temperature), Findings())
         rows.append(bench.run(setup, budget, temperature, seen))
+        reached = rows[-1]["block_efficiency"]
+        console.print(f"{setup.name}, {budget} nodes, temperature {temperature}: {reached:.2f}")
     return rows, {"acceptance": tables, **summaries(findings)}
 
 
@@ -409,8 +412,8 @@ def main(arguments: Sequence[str]) -> None:
         load_model(str(demo.draft_path())),
         treespec.load("demo", None).tokenizer,
         load_prompts(options.prompts or (2 if options.quick else 24), options.prompt_length, False),
-        options.new_tokens or (16 if options.quick else 96),
-        options.seeds or (1 if options.quick else 2),
+        options.new_tokens or (16 if options.quick else 48),
+        options.seeds or 1,
     )
     rows, findings = run_all(bench, options)
     adaptive = dict.fromkeys(row["name"] for row in rows if row["name"] not in FIXED)
