@@ -77,6 +77,64 @@ def floor_table(results: Sequence[dict[str, Any]]) -> list[str]:
     return ["", *table(heading, [[row[name] for name in heading] for row in rows])]
 
 
+def builder_tables(results: dict[str, Any]) -> list[str]:
+    """Block efficiency by budget, adaptive builders against fixed ones, and what predicts it."""
+    lines = []
+    rows = results["rows"]
+    budgets = sorted({row["budget"] for row in rows})
+    for temperature in sorted({row["temperature"] for row in rows}):
+        own = [row for row in rows if row["temperature"] == temperature]
+        at = {(row["name"], row["budget"]): row for row in own}
+        lines += ["", f"Tokens per target forward by node budget, temperature {temperature}:", ""]
+        heading = ["builder", *map(str, budgets), f"nodes at {budgets[-1]}"]
+        heading += [f"drafter calls at {budgets[-1]}", f"rows at {budgets[-1]}"]
+        lines += table(heading, [builder_row(at, name, budgets) for name, _ in dict.fromkeys(at)])
+        lines += ["", "Fewer target forwards than the fixed shapes (ratio, 95 % interval):", ""]
+        lines += against_table(results["against_fixed"], temperature)
+    return [*lines, *relation_table(results)]
+
+
+def builder_row(at: dict[Any, Any], name: str, budgets: Sequence[int]) -> list[str]:
+    """One builder at all budgets."""
+    widest = at[name, max(budget for own, budget in at if own == name)]
+    return [
+        name,
+        *(f"{at[name, b]['block_efficiency']:.2f}" if (name, b) in at else "" for b in budgets),
+        f"{widest['nodes_per_round']:.1f}",
+        f"{widest['draft_calls_per_round']:.1f}",
+        f"{widest['draft_rows_per_round']:.1f}",
+    ]
+
+
+def against_table(entries: Sequence[dict[str, Any]], temperature: float) -> list[str]:
+    """The adaptive builders the papers claim most for, at every budget."""
+    own = [e for e in entries if e["temperature"] == temperature]
+    fixed = list(dict.fromkeys(e["fixed"] for e in own))
+    pairs = [(n, b) for n, b in dict.fromkeys((e["name"], e["budget"]) for e in own)]
+    rows = []
+    for name, budget in pairs:
+        if name not in ("opt_tree", "dyspec", "eagle2"):
+            continue
+        cells = {e["fixed"]: e["ratio"] for e in own if (e["name"], e["budget"]) == (name, budget)}
+        rows.append([f"{name}, {budget}", *(ratio(cells[f]) if f in cells else "" for f in fixed)])
+    return table(["builder, nodes", *(f"/ {name}" for name in fixed)], rows)
+
+
+def relation_table(results: dict[str, Any]) -> list[str]:
+    """Correlations."""
+    rows = []
+    for key, words in (
+        ("expected_and_accepted", "expected acceptance of the tree, accepted tokens"),
+        ("draft_prob_and_acceptance", "draft probability of a node, its acceptance"),
+    ):
+        for line in results[key]:
+            name = f"{words}: {line['builder']}, temperature {line['temperature']}"
+            rows.append(
+                [name, str(line["count"]), f"{line['pearson']:.2f}", f"{line['spearman']:.2f}"]
+            )
+    return ["", "What predicts acceptance:", "", *table(["", "n", "Pearson", "Spearman"], rows)]
+
+
 def section(path: Path) -> list[str]:
     """The tables of one file under its command, machine and date."""
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -96,6 +154,8 @@ def section(path: Path) -> list[str]:
         lines += ["", report["note"]]
     if report["benchmark"] in ("build", "core"):
         return [*lines, *floor_table(report["results"])]
+    if report["benchmark"] == "builders":
+        return [*lines, *builder_tables(report["results"])]
     return [*lines, *decode_tables(report["results"])]
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from treespec.reference.rng import Purpose, RoundKey, uniform
 
@@ -11,13 +11,15 @@ from treespec.reference.rng import Purpose, RoundKey, uniform
 class Coins:
     """``accept(i, j)`` tests draw j of node i, ``sample(i)`` draws a token at node i; in [0, 1).
 
-    ``given`` = (accept, sample) replaces the generator: ``accept[i][j]`` and ``sample[i]``.
+    ``select(i, j)`` decides when draw j meets the winner of the earlier ones at node i. ``given`` =
+    (accept, sample) or (accept, sample, select) replaces the generator: ``accept[i][j]``,
+    ``sample[i]`` and ``select[i][j]``, where ``select[i][0]`` is not used.
     """
 
     def __init__(
         self,
         key: RoundKey,
-        given: tuple[Sequence[Sequence[float]], Sequence[float]] | None = None,
+        given: Any = None,
     ) -> None:
         self._key = key
         self._given = given
@@ -31,3 +33,8 @@ class Coins:
         if self._given is not None:
             return float(self._given[1][node])
         return uniform(self._key, Purpose.SAMPLE, node, 0)
+
+    def select(self, node: int, draw: int) -> float:
+        if self._given is not None:
+            return float(self._given[2][node][draw])
+        return uniform(self._key, Purpose.SELECT, node, draw)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from treespec.reference.coins import Coins
-from treespec.reference.residual import accepts, residual, wide
+from treespec.reference.residual import accepts, residual
 from treespec.reference.rng import RoundKey
 from treespec.reference.sampling import Row, inverse_cdf, normalise
 from treespec.reference.tree import Tree
+from treespec.reference.walk import follow, rows_at
 
 
 def verify(
@@ -33,16 +34,13 @@ def verify(
     """
     laws: Any = tree.draft_probs if draft_probs is None else draft_probs
     tosses = Coins(RoundKey(seed, sequence_id, position), coins)
-    accepted: list[int] = []
-    node = 0
-    while True:
-        target = normalise(target_probs[node])
-        draft = normalise(wide(laws[node], len(target))) if tree.draws[node] else None
+
+    def solve(node: int) -> int:
+        target, draft = rows_at(tree, node, target_probs, laws)
         child, target = _first_accepted(tree, node, target, draft, tosses)
-        if child < 0:
-            return accepted, inverse_cdf(target, tosses.sample(node))
-        accepted.append(child)
-        node = child
+        return int(tree.token[child]) if child >= 0 else inverse_cdf(target, tosses.sample(node))
+
+    return follow(tree, solve)
 
 
 def _first_accepted(

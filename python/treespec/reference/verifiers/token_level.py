@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from treespec.reference.coins import Coins
-from treespec.reference.residual import accepts, residual, wide
+from treespec.reference.residual import accepts, residual
 from treespec.reference.rng import RoundKey
-from treespec.reference.sampling import inverse_cdf, normalise
+from treespec.reference.sampling import Row, inverse_cdf
 from treespec.reference.tree import Tree
+from treespec.reference.walk import follow, rows_at
 
 
 def verify(
@@ -29,20 +30,21 @@ def verify(
     """Accept with min(1, p/q); at the first rejection sample norm((p - q)+), at the end p."""
     laws: Any = tree.draft_probs if draft_probs is None else draft_probs
     tosses = Coins(RoundKey(seed, sequence_id, position), coins)
-    accepted: list[int] = []
-    node = 0
-    while True:
-        target = normalise(target_probs[node])
-        if not tree.draws[node]:
-            return accepted, inverse_cdf(target, tosses.sample(node))
-        child = tree.draws[node][0]
-        token = int(tree.token[child])
-        draft = normalise(wide(laws[node], len(target)))
-        if draft[token] == 0:  # a law that cannot have drawn it: no test, no update
-            return accepted, inverse_cdf(target, tosses.sample(node))
-        if not accepts(tosses.accept(node, 0), target, draft, token):
-            left = residual(target, draft)
-            if left is not None:
-                return accepted, inverse_cdf(left, tosses.sample(node))
-        accepted.append(child)
-        node = child
+
+    def solve(node: int) -> int:
+        target, draft = rows_at(tree, node, target_probs, laws)
+        return _token_after(tree, node, target, draft, tosses)
+
+    return follow(tree, solve)
+
+
+def _token_after(tree: Tree, node: int, target: Row, draft: Row | None, tosses: Coins) -> int:
+    if draft is None:
+        return inverse_cdf(target, tosses.sample(node))
+    token = int(tree.token[tree.draws[node][0]])
+    if draft[token] == 0:  # a law that cannot have drawn it: no test, no update
+        return inverse_cdf(target, tosses.sample(node))
+    if accepts(tosses.accept(node, 0), target, draft, token):
+        return token
+    left = residual(target, draft)
+    return token if left is None else inverse_cdf(left, tosses.sample(node))
