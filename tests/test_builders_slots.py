@@ -285,3 +285,54 @@ def test_every_threshold_tree_equals_the_oracle(kind):
         options = {"node_budget": budget, "threshold": threshold, "seed": seed, "max_depth": 5}
         core = core_build("dyspec_threshold", core_source, **options)
         same_tree(core, oracle_build("dyspec_threshold", oracle_source, **options))
+
+
+# ------------------------------------------------------------------ calibration
+
+CURVE = [[0.05, 0.3], [0.3, 0.45], [0.9, 0.8], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["dyspec", "dyspec_threshold"])
+def test_a_calibrated_tree_equals_the_oracle(name):
+    differs = 0
+    for kind, seed, budget in itertools.product(KINDS, range(6), (1, 5, 20)):
+        core, oracle = make_source(kind, seed, kinds=("dense", "sparse", "smooth"))
+        options = {"node_budget": budget, "seed": seed, "max_depth": 4, "calibration": CURVE}
+        tree = core_build(name, core, **options)
+        same_tree(tree, oracle_build(name, oracle, **options))
+        del options["calibration"]
+        plain = core_build(
+            name, make_source(kind, seed, kinds=("dense", "sparse", "smooth"))[0], **options
+        )
+        differs += tree.token.tolist() != plain.token.tolist()
+    assert differs > 5, "the curve must matter"
+
+
+def test_batched_and_lazy_agree_on_a_calibrated_tree():
+    for seed, budget in itertools.product(range(6), (3, 12, 30)):
+        laws = random_laws(seed, 6, ("dense", "peaked"))
+        options = {"node_budget": budget, "seed": seed, "max_depth": 6, "calibration": CURVE}
+        batched, lazy = ToyDrafter(laws), ToyDrafter(laws)
+        one = core_build("dyspec", batched, **options)
+        two = core_build("dyspec", lazy, evaluation="lazy", **options)
+        np.testing.assert_array_equal(one.token, two.token)
+        np.testing.assert_array_equal(one.parent, two.parent)
+        assert batched.calls <= lazy.calls
+
+
+def test_a_draw_that_is_surely_accepted_has_no_sibling():
+    law = np.array([0.4, 0.3, 0.2, 0.1])
+    tree = core_build(
+        "dyspec", ToyDrafter(lambda path: law), node_budget=6, calibration=[[0.01, 1.0]]
+    )
+    assert tree.parent.tolist() == [-1, 0, 1, 2, 3, 4, 5]
+
+
+def test_the_identity_calibration_is_the_plain_value():
+    for seed in range(5):
+        laws = random_laws(seed, 5, ("dense",))
+        options = {"node_budget": 15, "seed": seed, "max_depth": 4}
+        one = core_build("dyspec", ToyDrafter(laws), **options)
+        two = core_build("dyspec", ToyDrafter(laws), calibration=[[1.0, 1.0]], **options)
+        np.testing.assert_array_equal(one.token, two.token)
+        np.testing.assert_array_equal(one.parent, two.parent)

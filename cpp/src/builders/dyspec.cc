@@ -17,6 +17,7 @@ class DySpec final : public TreeBuilder {
     OptionReader reader("dyspec", options);
     options_.max_depth = reader.integer("max_depth", INT32_MAX, 0);
     options_.lazy = reader.word("evaluation", {"batched", "lazy"}) == 1;
+    options_.calibration = read_calibration("dyspec", reader);
     reader.finish();
   }
 

@@ -18,6 +18,7 @@ class DySpecThreshold final : public TreeBuilder {
     OptionReader reader("dyspec_threshold", options);
     max_depth_ = reader.integer("max_depth", INT32_MAX, 0);
     threshold_ = reader.number("threshold", 0.0, 0.0, /*open=*/true);
+    calibration_ = read_calibration("dyspec_threshold", reader);
     reader.finish();
   }
 
@@ -28,12 +29,14 @@ class DySpecThreshold final : public TreeBuilder {
     SlotOptions options;
     options.max_depth = std::min(max_depth_, max_depth);
     options.threshold = threshold_ > 0.0 ? threshold_ : 1.0 / std::max(node_budget, 1);
+    options.calibration = calibration_;
     return slot_growth(node_budget, options, key);
   }
 
  private:
   int32_t max_depth_;
   double threshold_;  // 0: one over the node budget
+  OptionTable calibration_;
 };
 
 }  // namespace

@@ -12,25 +12,12 @@ namespace {
 
 constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 
-/// Acceptance of a token of draft probability q in (0, 1].
-double acceptance(const OptionTable& table, double q) {
-  double q0 = 0.0, a0 = 0.0;
-  for (const auto& point : table) {
-    if (q <= point[0]) return a0 + (point[1] - a0) * ((q - q0) / (point[0] - q0));
-    q0 = point[0];
-    a0 = point[1];
-  }
-  return a0;
-}
-
 }  // namespace
 
-ScoreOptions read_score_options(std::string_view builder, OptionReader& reader) {
-  ScoreOptions options;
-  options.temperature = reader.number("score_temperature", 1.0, 0.0, true);
-  options.calibration = reader.table("calibration", 0.0, 1.0);
+OptionTable read_calibration(std::string_view builder, OptionReader& reader) {
+  OptionTable table = reader.table("calibration", 0.0, 1.0);
   double q = 0.0, a = 0.0;
-  for (const auto& point : options.calibration) {
+  for (const auto& point : table) {
     TREESPEC_CHECK(point.size() == 2 && point[0] > q && point[1] >= a, builder,
                    ": calibration must be pairs (probability, acceptance), the first rising, the "
                    "second not falling, got a row that starts with ",
@@ -38,6 +25,23 @@ ScoreOptions read_score_options(std::string_view builder, OptionReader& reader) 
     q = point[0];
     a = point[1];
   }
+  return table;
+}
+
+double calibrated(const OptionTable& calibration, double q) {
+  double q0 = 0.0, a0 = 0.0;
+  for (const auto& point : calibration) {
+    if (q <= point[0]) return a0 + (point[1] - a0) * ((q - q0) / (point[0] - q0));
+    q0 = point[0];
+    a0 = point[1];
+  }
+  return a0;
+}
+
+ScoreOptions read_score_options(std::string_view builder, OptionReader& reader) {
+  ScoreOptions options;
+  options.temperature = reader.number("score_temperature", 1.0, 0.0, true);
+  options.calibration = read_calibration(builder, reader);
   return options;
 }
 
@@ -73,7 +77,7 @@ void Scorer::sharpen(int32_t size, float top) {
 void Scorer::calibrate(int32_t size) {
   for (int32_t k = 0; k < size; ++k) {
     const double logprob = score_[k] < 0.0f ? static_cast<double>(score_[k]) : 0.0;
-    const double a = acceptance(options_.calibration, shared::exp_nonpositive(logprob));
+    const double a = calibrated(options_.calibration, shared::exp_nonpositive(logprob));
     score_[k] = a >= std::numeric_limits<double>::min() ? static_cast<float>(shared::log_unit(a))
                                                         : kImpossible;
   }

@@ -12,11 +12,17 @@
 
 namespace treespec {
 
+/// Reads `calibration`: rows (q, a) of draft probability and measured acceptance, both in [0, 1], q
+/// rising, a not falling. Empty when not given.
+OptionTable read_calibration(std::string_view builder, OptionReader& reader);
+/// Acceptance of a token of draft probability q in (0, 1]: piecewise linear from (0, 0), flat after
+/// the last row.
+double calibrated(const OptionTable& calibration, double q);
+
 struct ScoreOptions {
   /// Scores are log_softmax(logprob / temperature) over the candidates.
   double temperature = 1.0;
-  /// Rows (q, a): draft probability q, measured acceptance a; piecewise linear from (0, 0), flat
-  /// after the last. Applied after the temperature; empty: a = q.
+  /// Applied after the temperature; empty: acceptance is the draft probability.
   OptionTable calibration;
 
   bool plain() const { return temperature == 1.0 && calibration.empty(); }

@@ -127,9 +127,9 @@ void SlotGrowth::evaluate(int32_t node, const CandidateRow& row) {
     Draws draws;
     draws.evaluated = true;
     uint64_t rest = total;
+    double value = value_[node];  // of the slot that is drawn next
     for (const int32_t k :
          law_.race(law_.probs(), key_, nodes_[node].slot, static_cast<int32_t>(count))) {
-      const double value = part(rest);
       if (!(value > 0.0) || value < options_.threshold) break;
       const auto share = static_cast<uint64_t>(shared::to_fixed(law_.probs()[k]));
       const int32_t entry = law_.entry(k);
@@ -137,10 +137,18 @@ void SlotGrowth::evaluate(int32_t node, const CandidateRow& row) {
       draws.state.push_back(row.state != nullptr ? row.state[entry] : 0);
       draws.logprob.push_back(row.logprob[entry]);
       draws.value.push_back(value);
-      draws.child_value.push_back(part(share));
+      if (options_.calibration.empty()) {
+        draws.child_value.push_back(part(share));
+        value = part(rest - share);
+      } else {
+        const double r = static_cast<double>(share) / static_cast<double>(rest);
+        const double accepted = calibrated(options_.calibration, r);
+        draws.child_value.push_back(value * accepted);
+        value *= 1.0 - accepted;
+      }
       rest -= share;
     }
-    const bool all = draws.size() < count || count == budget_ || part(rest) < least_;
+    const bool all = draws.size() < count || count == budget_ || value < least_;
     draws_[node] = std::move(draws);
     if (all) return;
   }

@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "builders/scores.h"
 #include "treespec/tree_builder.h"
 
 namespace treespec {
@@ -14,11 +15,15 @@ struct SlotOptions {
   int32_t max_depth = INT32_MAX;
   double threshold = 0.0;  ///< slots of a lower value are not drawn
   bool lazy = false;       ///< one drafter call per expanded node, when its turn comes
+  /// Acceptance of a draw by its probability among the tokens that were left; empty: the same.
+  OptionTable calibration;
 };
 
 /// The `node_budget` slots of largest value: value down, depth up, parent up, draw index up. The
 /// value of draw j at node u is known before the draw (trees.md 2.1):
 ///     prod of q over the path of u * (1 - sum of q over the first j draws at u).
+/// With a calibration a(r), r = the draw's probability among what was left: a draw that is looked
+/// at with chance v leaves v * a(r) to its child, and v * (1 - a(r)) to the next draw.
 std::unique_ptr<TreeGrowth> slot_growth(int32_t node_budget, const SlotOptions& options,
                                         const RoundKey& key);
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from treespec.reference.growth import Growth, depth_cap, finish
 from treespec.reference.rng import RoundKey
+from treespec.reference.scores import Calibration, check_scores
 from treespec.reference.slots import Slots, open_slots
 from treespec.reference.tree import Tree
 
@@ -23,6 +24,7 @@ def build(
     sequence_id: int = 0,
     position: int = 0,
     max_depth: int | None = None,
+    calibration: Calibration | None = None,
     evaluation: str = "batched",
 ) -> Tree:
     """``node_budget`` times: pop the slot of largest value and draw there.
@@ -34,6 +36,7 @@ def build(
     """
     if evaluation not in ("batched", "lazy"):
         raise ValueError(f"dyspec: evaluation must be batched or lazy, got {evaluation}")
+    check_scores("dyspec", 1.0, calibration)
     key, growth = RoundKey(seed, sequence_id, position), Growth(source)
     cap = depth_cap(source, max_depth)
     order, value = [growth.root], [1.0]
@@ -44,7 +47,7 @@ def build(
         node = order[place]
         if place not in slots:
             (row,) = growth.rows([node])
-            slots[place] = open_slots(node, row, value[place], key)
+            slots[place] = open_slots(node, row, value[place], key, calibration)
         here = slots[place]
         if not here.exists(draw):
             continue

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from treespec.reference.growth import Growth, Node, depth_cap, finish
 from treespec.reference.rng import RoundKey
+from treespec.reference.scores import Calibration, check_scores
 from treespec.reference.slots import open_slots
 from treespec.reference.tree import Tree
 
@@ -31,6 +32,7 @@ def build(
     sequence_id: int = 0,
     position: int = 0,
     max_depth: int | None = None,
+    calibration: Calibration | None = None,
     threshold: float | None = None,
 ) -> Tree:
     """Every slot of value >= ``threshold`` (default ``1 / node_budget``), the best of them first.
@@ -43,6 +45,7 @@ def build(
         raise ValueError(f"dyspec_threshold: threshold must be > 0, got {threshold}")
     if threshold is None:
         threshold = 1.0 / max(node_budget, 1)
+    check_scores("dyspec_threshold", 1.0, calibration)
     key, growth = RoundKey(seed, sequence_id, position), Growth(source)
     # Ancestors come first, so nothing in the tree is deeper than the budget.
     cap = min(depth_cap(source, max_depth), node_budget)
@@ -54,7 +57,7 @@ def build(
         layers.append([])
         below = []
         for (node, value), row in zip(layer, rows, strict=True):
-            slots = open_slots(node, row, value, key)
+            slots = open_slots(node, row, value, key, calibration)
             draw = 0
             while slots.exists(draw) and slots.slot_value(draw) >= threshold:
                 layers[-1].append(_Drawn(slots.children[draw], slots.slot_value(draw), draw))
