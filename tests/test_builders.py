@@ -438,6 +438,18 @@ REFUSED = {
         "width_ratio",
         "0.5",
     ),
+    "opt_tree: a temperature that leaves no bits": (
+        "opt_tree",
+        {"score_temperature": 1e-310},
+        "score_temperature",
+        "1e-310",
+    ),
+    "dyspec_threshold: what no slot can reach": (
+        "dyspec_threshold",
+        {"threshold": 2.0},
+        "threshold",
+        "2",
+    ),
     "eagle2: score_temperature": ("eagle2", {"score_temperature": -1}, "score_temperature", "-1"),
     "dtree: score_temperature": ("dtree", {"score_temperature": 0}, "score_temperature", "0"),
     "trie: score_temperature": ("trie", {"score_temperature": 0}, "score_temperature", "0"),

@@ -353,3 +353,51 @@ def test_a_flat_row_lowers_the_threshold_of_typical_acceptance():
     assert typical.threshold(np.array([1.0, 0.0])) == 0.09
     flat = np.full(100, 0.01)
     assert typical.threshold(flat) == pytest.approx(0.3 * 0.01)
+
+
+# ------------------------------------------------------------------ found by a review
+
+
+@only(lambda verifier_name: verifier_name not in ("greedy", "typical", "top_plus_one", "khisti"))
+def test_a_grammar_may_have_no_row_behind_a_forbidden_token(verifier_name):
+    # Behind what cannot be emitted there is nothing to allow; nobody may ask for such a row.
+    law = np.array([[0.5, 0.5, 0.0]] * 4, np.float32)
+    tree = treespec.TokenTree(
+        [0, 0, 1, 1],
+        parent=[-1, 0, 1, 2],
+        proposal="iid",
+        draws=[[1], [2], [3], []],
+        draft_probs=law,
+    )
+    only_two = np.array([[0b100], [0], [0], [0]], np.uint32)
+    for seed in range(20):
+        verdict = treespec.verify_logits(
+            tree,
+            np.zeros((4, 3), np.float32),
+            verifier=verifier_name,
+            allowed_tokens=only_two,
+            seed=seed,
+        )
+        assert (verdict.num_accepted, verdict.next_token) == (0, 2)
+
+
+@pytest.mark.parametrize("verifier", ["traversal", "block"])
+def test_a_chain_may_be_deeper_than_any_stack(verifier):
+    length = 300_000
+    law = np.broadcast_to(np.array([1.0], np.float32), (length + 1, 1))
+    tree = treespec.TokenTree(
+        np.zeros(length + 1, np.int32),
+        parent=np.arange(-1, length, dtype=np.int32),
+        proposal="iid",
+        draws=[*([i + 1] for i in range(length)), []],
+        draft_probs=law,
+    )
+    verdict = treespec.verify(tree, np.ones((length + 1, 1)), verifier=verifier)
+    assert verdict.num_accepted == length
+
+
+@pytest.mark.parametrize("row", [[np.nan, 1.0], [5.0, 5.0], [-5.0, 6.0], [0.5, 0.4]])
+def test_alpha_star_takes_laws_only(row):
+    for pair in ((row, [0.5, 0.5]), ([0.5, 0.5], row)):
+        with pytest.raises(ValueError, match="must be a law"):
+            treespec.alpha_star(*pair, 2)

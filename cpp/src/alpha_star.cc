@@ -47,6 +47,18 @@ double alpha_of_top_plus_one(ArrayView<const double> p, ArrayView<const double> 
   return std::min(alpha, 1.0);
 }
 
+void check_law(const char* which, ArrayView<const double> row) {
+  double sum = 0.0;
+  bool sound = true;
+  for (const double p : row) {
+    sound &= p >= 0.0;  // false for NaN
+    sum += p;
+  }
+  TREESPEC_CHECK(sound && std::abs(sum - 1.0) <= 1e-3, "alpha_star: ", which,
+                 " must be a law: no NaN, no negative entry, a sum of 1 within 0.001; its sum is ",
+                 sum);
+}
+
 }  // namespace
 
 double alpha_star(ArrayView<const double> target, ArrayView<const double> draft, int32_t num_draws,
@@ -54,6 +66,8 @@ double alpha_star(ArrayView<const double> target, ArrayView<const double> draft,
   TREESPEC_CHECK(target.size() == draft.size() && target.size() > 0,
                  "alpha_star: target and draft must have one length >= 1, got ", target.size(),
                  " and ", draft.size());
+  check_law("target", target);
+  check_law("draft", draft);
   TREESPEC_CHECK(num_draws >= 1, "alpha_star: num_draws must be >= 1, got ", num_draws);
   TREESPEC_CHECK(proposal == Proposal::kIid || proposal == Proposal::kTopPlusOne,
                  "alpha_star: proposal must be iid or top_plus_one, got ", proposal_name(proposal));

@@ -11,6 +11,7 @@
 namespace treespec {
 namespace {
 
+constexpr int32_t kMostProgramNodes = 1 << 13;
 constexpr double kRowSumSlack = 1e-6;  // rows of rounded shares may sum to a little over 1
 constexpr double kInfeasible = -std::numeric_limits<double>::infinity();
 
@@ -222,7 +223,10 @@ GrowthMap optimal_growth_map(const AcceptanceTable& table, int32_t num_nodes, in
 GrowthMap optimal_growth_map_dp(const AcceptanceTable& table, int32_t num_nodes,
                                 int32_t max_depth) {
   check_acceptance("optimal_growth_map_dp", "acceptance", table);
-  check_size("optimal_growth_map_dp", num_nodes);
+  // Quadratic: what takes minutes is a mistake.
+  TREESPEC_CHECK(num_nodes >= 0 && num_nodes <= kMostProgramNodes,
+                 "optimal_growth_map_dp: num_nodes must be in [0, ", kMostProgramNodes, "], got ",
+                 num_nodes);
   const SubtreeTables tables(table, num_nodes + 1, std::clamp(max_depth, 0, num_nodes));
   const std::vector<double>& best = tables.at(0).best;
   // The smallest tree of the largest value: a node that adds nothing is not worth a row.

@@ -28,7 +28,8 @@ void check_list(const char* who, const int32_t* token, const float* logprob, int
     TREESPEC_CHECK(!std::isnan(logprob[k]) && logprob[k] <= 1e-3f, who,
                    ": logprob must be <= 0 and not NaN, got ", logprob[k], " in list ", list);
     if (std::isinf(logprob[k])) continue;
-    TREESPEC_CHECK(token[k] >= 0, who, ": token must be >= 0, got ", token[k], " in list ", list);
+    TREESPEC_CHECK(token[k] >= 0 && token[k] < INT32_MAX, who,
+                   ": token must be in [0, 2^31 - 1), got ", token[k], " in list ", list);
     seen.push_back(token[k]);
   }
   std::sort(seen.begin(), seen.end());
@@ -74,9 +75,12 @@ RankedLists::RankedLists(const char* who, const int32_t* token, const float* log
   std::vector<int64_t> place(static_cast<size_t>(width));
   for (int64_t list = 0; list < num_lists; ++list) {
     std::iota(place.begin(), place.end(), list * width);
-    std::sort(place.begin(), place.end(), [&](int64_t a, int64_t b) {
-      return in_rank_order(logprob[a], token[a], logprob[b], token[b]);
-    });
+    const bool read = list < 1 || list > unused;  // the others may hold anything
+    if (read) {
+      std::sort(place.begin(), place.end(), [&](int64_t a, int64_t b) {
+        return in_rank_order(logprob[a], token[a], logprob[b], token[b]);
+      });
+    }
     for (const int64_t at : place) {
       copy->token.push_back(token[at]);
       copy->logprob.push_back(logprob[at]);
@@ -160,7 +164,8 @@ Trie::Trie(ArrayView<const int32_t> parent, ArrayView<const int32_t> token,
   for (int64_t i = 0; i < n; ++i) {
     TREESPEC_CHECK(parent[i] >= -1 && parent[i] < i, "Trie: parent[", i, "] must be in [-1, ", i,
                    "), got ", parent[i]);
-    TREESPEC_CHECK(token[i] >= 0, "Trie: token[", i, "] must be >= 0, got ", token[i]);
+    TREESPEC_CHECK(token[i] >= 0 && token[i] < INT32_MAX, "Trie: token[", i,
+                   "] must be in [0, 2^31 - 1), got ", token[i]);
     TREESPEC_CHECK(!std::isnan(logprob[i]) && logprob[i] <= 1e-3f, "Trie: logprob[", i,
                    "] must be <= 0 and not NaN, got ", logprob[i]);
     depth[i] = parent[i] < 0 ? 1 : depth[parent[i]] + 1;

@@ -29,10 +29,11 @@ struct Frontier {
   }
 };
 
+/// Without `convert` nothing is rounded: integers are what has __index__.
 template <class T>
-std::optional<T> cast_or_nothing(const py::handle& value) {
+std::optional<T> cast_or_nothing(const py::handle& value, bool convert) {
   py::detail::make_caster<T> caster;
-  if (!caster.load(value, /*convert=*/true)) return std::nullopt;
+  if (!caster.load(value, convert)) return std::nullopt;
   return py::detail::cast_op<T>(std::move(caster));
 }
 
@@ -44,7 +45,9 @@ OptionValue option_value(const std::string& name, const py::handle& value) {
   // A NumPy scalar or 0-d array is a number, whatever else it claims to be.
   const bool list = py::isinstance<py::sequence>(value) && PyObject_Size(value.ptr()) >= 0;
   PyErr_Clear();
-  if (!list && PyIndex_Check(value.ptr()) != 0) return value.cast<int64_t>();
+  if (!list && PyIndex_Check(value.ptr()) != 0) {
+    if (const auto whole = cast_or_nothing<int64_t>(value, false)) return *whole;
+  }
   if (!list && PyNumber_Check(value.ptr()) != 0) {
     return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
   }
@@ -53,9 +56,10 @@ OptionValue option_value(const std::string& name, const py::handle& value) {
     throw py::type_error(
         detail::message(name, ": must be a number, a string or a list, got ", text()));
   }
-  if (const auto integers = cast_or_nothing<std::vector<int64_t>>(value)) return *integers;
-  if (const auto row = cast_or_nothing<std::vector<double>>(value)) return OptionTable{*row};
-  if (const auto table = cast_or_nothing<OptionTable>(value)) return *table;
+  if (const auto integers = cast_or_nothing<std::vector<int64_t>>(value, /*convert=*/false))
+    return *integers;
+  if (const auto row = cast_or_nothing<std::vector<double>>(value, true)) return OptionTable{*row};
+  if (const auto table = cast_or_nothing<OptionTable>(value, true)) return *table;
   throw py::type_error(
       detail::message(name, ": must be a list of numbers or of rows of numbers, got ", text()));
 }

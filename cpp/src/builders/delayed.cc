@@ -36,8 +36,9 @@ class Delayed final : public TreeBuilder {
                    " nodes, got ", node_budget);
     int32_t trunk = trunk_, branch = branch_;
     if (branch == kOpen) {
-      branch = std::min(kLongest, trunk == kOpen ? node_budget / (num_paths_ + 1)
-                                                 : (node_budget - trunk) / num_paths_);
+      branch = std::min(
+          kLongest, trunk == kOpen ? static_cast<int32_t>(node_budget / (int64_t{num_paths_} + 1))
+                                   : (node_budget - trunk) / num_paths_);
     }
     if (trunk == kOpen) trunk = std::min(kLongest, node_budget - num_paths_ * branch);
     const int32_t depth = std::min(max_depth_, max_depth);

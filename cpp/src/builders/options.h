@@ -29,15 +29,17 @@ class OptionReader {
     return static_cast<int32_t>(*number);
   }
 
-  /// A finite number >= low (> low when `open`).
-  double number(std::string_view name, double fallback, double low, bool open = false) {
+  /// A number in [low, high], low excluded when `open`.
+  double number(std::string_view name, double fallback, double low, bool open = false,
+                double high = 1e300) {
     const OptionValue* value = find(name);
     if (value == nullptr) return fallback;
     double result = low - 1.0;
     if (const auto* real = std::get_if<double>(value)) result = *real;
     if (const auto* whole = std::get_if<int64_t>(value)) result = static_cast<double>(*whole);
-    TREESPEC_CHECK((open ? result > low : result >= low) && result <= 1e300, builder_, ": ", name,
-                   " must be a number ", open ? "> " : ">= ", low, ", got ", text(*value));
+    TREESPEC_CHECK((open ? result > low : result >= low) && result <= high, builder_, ": ", name,
+                   " must be a number ", open ? "> " : ">= ", low,
+                   high < 1e300 ? detail::message(" and <= ", high) : "", ", got ", text(*value));
     return result;
   }
 

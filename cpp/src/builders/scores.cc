@@ -40,7 +40,7 @@ double calibrated(const OptionTable& calibration, double q) {
 
 ScoreOptions read_score_options(std::string_view builder, OptionReader& reader) {
   ScoreOptions options;
-  options.temperature = reader.number("score_temperature", 1.0, 0.0, true);
+  options.temperature = reader.number("score_temperature", 1.0, 1e-6, false, 1e6);
   options.calibration = read_calibration(builder, reader);
   return options;
 }

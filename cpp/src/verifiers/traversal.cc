@@ -6,6 +6,7 @@
 // first index in its draws) per node tested, sample (accepted node).
 #include <algorithm>
 #include <deque>
+#include <vector>
 
 #include "verifiers/registry.h"
 #include "verifiers/row_pair.h"
@@ -21,49 +22,87 @@ class Walk {
   Walk(const TokenTree& tree, TargetRows& target_rows, const DraftLaw& law, Test test)
       : tree_(tree), target_rows_(target_rows), law_(law), test_(test) {}
 
-  /// Whether the walk ends in the subtree of `node`; then `end()` and `rows()` tell where.
-  bool visit(int32_t node, double alpha, size_t level = 0) {
-    while (levels_.size() <= level) levels_.emplace_back();
-    RowPair& rows = levels_[level];
-    const ArrayView<const int32_t> draws = tree_.draws(node);
-    if (!draws.empty()) rows.load(tree_, node, target_rows_, law_);
-    for (int64_t j = 0; j < draws.size() && alpha > 0.0; ++j) {
-      const int32_t child = draws[j];
-      const int32_t token = tree_.token[child];
-      if (!rows.drawable(token)) continue;  // exhausted, or no draw of this law
-      const bool seen = std::find(draws.begin(), draws.begin() + j, child) != draws.begin() + j;
-      if (!seen) {
-        // A single draw needs no rows while its subtree is visited, so that a chain, however long,
-        // takes the memory of one node.
-        const bool single = draws.size() == 1;
-        if (visit(child, rows.acceptance(token, alpha), single ? level : level + 1)) return true;
-        if (single) rows.load(tree_, node, target_rows_, law_);
+  /// Afterwards `end()` and `rows()` tell where the walk ended.
+  void run() {
+    enter(0, 1.0, 0);
+    while (end_ < 0) {
+      Visit& visit = visits_.back();
+      if (visit.child_is_out) {
+        reject_child(visit);
+      } else if (visit.draw < tree_.draws(visit.node).size() && visit.alpha > 0.0) {
+        try_draw(visit);
+      } else {
+        leave(visit);
       }
-      alpha = rejected(node, alpha, rows);
-      if (tree_.proposal != Proposal::kIid) rows.remove(token);
     }
-    if (node != 0 && !test_(node, alpha)) return false;
-    if (draws.empty()) rows.load(tree_, node, target_rows_, law_);
-    end_ = node;
-    rows_ = &rows;
-    return true;
   }
 
   int32_t end() const { return end_; }
   const RowPair& rows() const { return *rows_; }
 
  private:
-  /// Acceptance of a node after one more of its children was rejected.
-  static double rejected(int32_t node, double alpha, RowPair& rows) {
-    const double left = rows.reject(alpha);
-    if (node == 0 || alpha == 1.0) return 1.0;
-    return left / (left + 1.0 - alpha);
+  /// A node on the way down; an own stack, since trees may be deeper than a thread's.
+  struct Visit {
+    int32_t node;
+    double alpha;
+    size_t level;  // of its rows
+    int64_t draw = 0;
+    bool child_is_out = false;  // the child of `draw` was visited, and the walk did not end there
+  };
+
+  void enter(int32_t node, double alpha, size_t level) {
+    while (levels_.size() <= level) levels_.emplace_back();
+    if (!tree_.draws(node).empty()) levels_[level].load(tree_, node, target_rows_, law_);
+    visits_.push_back({node, alpha, level});
+  }
+
+  /// A single draw needs no rows while its subtree is visited, so that a chain, however long, takes
+  /// the rows of one node.
+  bool is_single(int32_t node) const { return tree_.draws(node).size() == 1; }
+
+  void try_draw(Visit& visit) {
+    const ArrayView<const int32_t> draws = tree_.draws(visit.node);
+    const int32_t child = draws[visit.draw];
+    const RowPair& rows = levels_[visit.level];
+    if (!rows.drawable(tree_.token[child])) {  // exhausted, or no draw of this law
+      ++visit.draw;
+      return;
+    }
+    visit.child_is_out = true;
+    const auto before = draws.begin() + visit.draw;
+    if (std::find(draws.begin(), before, child) != before) return;  // a repeat is rejected at once
+    const double alpha = rows.acceptance(tree_.token[child], visit.alpha);
+    // What no test can pass is not asked for: behind a forbidden token a grammar has no row at all.
+    if (alpha == 0.0) return;
+    enter(child, alpha, is_single(visit.node) ? visit.level : visit.level + 1);
+  }
+
+  void reject_child(Visit& visit) {
+    RowPair& rows = levels_[visit.level];
+    if (is_single(visit.node)) rows.load(tree_, visit.node, target_rows_, law_);
+    const double left = rows.reject(visit.alpha);
+    const bool certain = visit.node == 0 || visit.alpha == 1.0;
+    visit.alpha = certain ? 1.0 : left / (left + 1.0 - visit.alpha);
+    const int32_t child = tree_.draws(visit.node)[visit.draw];
+    if (tree_.proposal != Proposal::kIid) rows.remove(tree_.token[child]);
+    visit.child_is_out = false;
+    ++visit.draw;
+  }
+
+  /// The node's own test; all its children were rejected.
+  void leave(const Visit& visit) {
+    if (visit.node != 0 && !test_(visit.node, visit.alpha)) return visits_.pop_back();
+    RowPair& rows = levels_[visit.level];
+    if (tree_.draws(visit.node).empty()) rows.load(tree_, visit.node, target_rows_, law_);
+    end_ = visit.node;
+    rows_ = &rows;
   }
 
   const TokenTree& tree_;
   TargetRows& target_rows_;
   const DraftLaw& law_;
   Test test_;
+  std::vector<Visit> visits_;
   std::deque<RowPair> levels_;  // addresses stay
   int32_t end_ = -1;
   const RowPair* rows_ = nullptr;
@@ -77,7 +116,7 @@ class Traversal final : public Verifier {
       return coins.accept(tree.parent[node], place_among_draws(tree, node)) < alpha;
     };
     Walk walk(tree, target_rows, draft_law, test);
-    walk.visit(0, 1.0);
+    walk.run();
     Verdict verdict;
     for (int32_t node = walk.end(); node > 0; node = tree.parent[node]) {
       verdict.accepted_nodes.push_back(node);
@@ -98,7 +137,7 @@ class Traversal final : public Verifier {
       left *= 1.0 - alpha;
       return false;
     };
-    Walk(tree, target_rows, draft_law, test).visit(0, 1.0);
+    Walk(tree, target_rows, draft_law, test).run();
     reached[0] = left;
     for (int32_t node = tree.num_nodes() - 1; node > 0; --node) {
       reached[tree.parent[node]] += reached[node];

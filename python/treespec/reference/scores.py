@@ -20,8 +20,10 @@ Calibration = Sequence[Sequence[float]]
 
 def check_scores(name: str, score_temperature: float, calibration: Calibration | None) -> None:
     """Refuses options that :func:`rescore` cannot follow, in the name of a builder."""
-    if not score_temperature > 0:
-        raise ValueError(f"{name}: score_temperature must be > 0, got {score_temperature}")
+    if not 1e-6 <= score_temperature <= 1e6:
+        raise ValueError(
+            f"{name}: score_temperature must be in [1e-6, 1e6], got {score_temperature}"
+        )
     if calibration is None:
         return
     sound = len(calibration) > 0 and all(len(pair) == 2 for pair in calibration)
