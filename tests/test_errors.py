@@ -109,10 +109,15 @@ ROWS = {
         ValueError,
         r"prefix_ids must be given",
     ),
-    "three arrays of coins": (
+    "one array of coins": (
+        lambda: treespec.verify(sampled(), HALF, coins=([[0.5], []],)),
+        ValueError,
+        r"coins must be \(accept, sample\) or \(accept, sample, select\), got 1",
+    ),
+    "coins that are no rows": (
         lambda: treespec.verify(sampled(), HALF, coins=([[0.5], []], [0.5, 0.5], [0.5])),
         ValueError,
-        r"coins must be \(accept, sample\), got 3",
+        r"coins: select must be a list of coins per node, got \[0.5\]",
     ),
     "a seed below zero": (
         lambda: treespec.verify(chain(), HALF, seed=-1),
@@ -164,7 +169,7 @@ ROWS = {
     "a negative token in a list": (
         lambda: treespec.Marginals([[3, -1]], np.full((1, 2), -1, FLOATS)),
         ValueError,
-        r"token must be >= 0, got -1",
+        r"token must be in \[0, 2\^31 - 1\), got -1",
     ),
     "a NaN in a list": (
         lambda: treespec.Marginals([[0, 1]], np.array([[-1, np.nan]], FLOATS)),
@@ -241,7 +246,7 @@ ROWS = {
     "zero score temperature": (
         lambda: build("opt_tree", score_temperature=0),
         ValueError,
-        r"score_temperature must be a number > 0, got 0",
+        r"score_temperature must be a number >= 1e-06 and <= 1e\+06, got 0",
     ),
     "a proposal that is none": (
         lambda: build("kary", proposal="greedy"),
@@ -456,7 +461,7 @@ ROWS = {
             sampled(), HALF, verifier="token_level", coins=([[], []], [0.5] * 2)
         ),
         ValueError,
-        r"coins: accept must have an entry for draw 0 of node 0",
+        r"coins: accept must have entry 0 of node 0",
     ),
     "a coin of 1": (
         lambda: treespec.verify(

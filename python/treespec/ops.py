@@ -310,6 +310,9 @@ def expected_acceptance(
     as well, this is its block efficiency. Takes no random numbers. Source: arXiv 2602.16994, 2026,
     section 4 (branching probabilities); for traversal the recursion of its own tests.
 
+    `TokenTree.expected_acceptance` is another thing: the sum of the drafter's own path
+    probabilities, which knows neither target nor verifier.
+
     Parameters
     ----------
     target_probs, draft_probs, verifier, lossy
@@ -378,14 +381,17 @@ def _coins(coins: Any) -> tuple[Any, Any, Any]:
         )
     accept, sample, *select = coins
     return (
-        _coin_rows(accept),
+        _coin_rows("accept", accept),
         np.asarray(sample, dtype=float).tolist(),
-        _coin_rows(select[0]) if select else None,
+        _coin_rows("select", select[0]) if select else None,
     )
 
 
-def _coin_rows(rows: Any) -> list[list[float]]:
-    return [np.asarray(row, dtype=float).tolist() for row in rows]
+def _coin_rows(name: str, rows: Any) -> list[list[float]]:
+    listed = [np.asarray(row, dtype=float) for row in rows]
+    if any(row.ndim != 1 for row in listed):
+        raise ValueError(f"coins: {name} must be a list of coins per node, got {rows!r}")
+    return [row.tolist() for row in listed]
 
 
 def _keys(seed: Any, sequence_id: Any, position: Any, count: int) -> list[RoundKey]:
