@@ -50,6 +50,8 @@ FAMILIES: dict[str, Callable[[Action], bool]] = {
 STRIDE = 16
 LARGE_CALL = 0.05  # drafter calls per forward of a large target, whose price ignores the rows
 RUN_SETTINGS = ("T 0.7", "T 1.0")  # of real generations
+# Run in any case: where to branch at equal depth.
+RUN_CUTS = [Action(4, cut, 8 - cut) for cut in (0, 1, 4)]
 SHOWN_SETTING = "T 0.7"  # of the pictures that show one
 PATH_DEPTHS = (0, 1, 2, 4, 6, 8, 12, 15)
 
@@ -232,9 +234,15 @@ def best(values: Array, family: Callable[[Action], bool], prompt: Sequence[int])
     return Choice(ACTIONS[pick(values)], own)
 
 
-def interval(one: Array, other: Array, seen: Recording) -> tuple[float, float, float]:
+def interval(
+    one: Array, other: Array, seen: Recording, roots: Any = slice(None)
+) -> tuple[float, float, float]:
     """Ratio of sums over roots; the prompts are what the bootstrap draws."""
-    sums = [np.bincount(seen.prompt, weights=column).tolist() for column in (one, other)]
+    prompt, count = np.array(seen.prompt), max(seen.prompt) + 1
+    sums = [
+        np.bincount(prompt[roots], weights=column[roots], minlength=count).tolist()
+        for column in (one, other)
+    ]
     return harness.ratio_interval(*sums)
 
 
@@ -278,11 +286,17 @@ def figures(setting: str, seen: Recording, costs: tuning.Costs) -> dict[str, Any
         "prompts": len(set(seen.prompt)),
         "rows": rows,
         "pairs": pairs(seen, found),
+        "thirds": thirds(seen),
         "by_depth": by_depth(seen),
-        "tokens": {v: np.round(mean(seen.tokens[v]), 4).tolist() for v in VERIFIERS},
+        "tokens": {v: rounded(mean(seen.tokens[v])) for v in VERIFIERS},
         "seconds": np.round(spent, 6).tolist(),
         "nodes": np.round(mean(seen.rows) - 1, 2).tolist(),
     }
+
+
+def rounded(column: Array) -> list[float | None]:
+    """For JSON, which knows no NaN."""
+    return [None if np.isnan(x) else round(x, 4) for x in column.tolist()]
 
 
 def admitted(family: Callable[[Action], bool], chains: bool) -> Callable[[Action], bool]:
@@ -319,6 +333,23 @@ def pairs(seen: Recording, found: Mapping[tuple[str, str, str], Choice]) -> list
     return out
 
 
+def thirds(seen: Recording) -> list[dict[str, Any]]:
+    """What a later branch point gains where the laws agree at the root, and where they do not."""
+    distance = np.array(seen.distance)[:, 0]
+    out = []
+    for third in np.array_split(np.argsort(distance, kind="stable"), 3):
+        row: dict[str, Any] = {"distance": float(distance[third].mean()), "ratios": {}}
+        for verifier in ("recursive_rejection", "traversal"):
+            tokens = np.array(seen.tokens[verifier])
+            root = tokens[:, PLACE[Action(4, 0, 8)]]
+            for cut in (1, 2):
+                action = Action(4, cut, 8 - cut)
+                ratio = interval(tokens[:, PLACE[action]], root, seen, third)
+                row["ratios"][f"{verifier}, {action} / (4, 0, 8)"] = ratio
+        out.append(row)
+    return out
+
+
 def by_depth(seen: Recording) -> dict[str, Any]:
     """Distance of the laws and acceptance by depth."""
     distance, met = np.array(seen.distance), np.array(seen.met_distance)
@@ -341,12 +372,14 @@ def by_depth(seen: Recording) -> dict[str, Any]:
 def contestants(
     decoder: SpeculativeDecoder, rows: Sequence[dict[str, Any]], new_tokens: int
 ) -> list[tuple[str, Action, Contestant]]:
-    """Plain decoding, and each verifier with its fastest and its longest actions."""
+    """Plain decoding, and each verifier with its best actions by every measure."""
     wanted: dict[tuple[str, Action], None] = {}
     for row in rows:
         if row["family"] in ("root", "delayed"):
             for by in ("speed", "large", "tokens"):
                 wanted[row["verifier"], Action(*row[f"{by}_action"])] = None
+    for verifier in ("recursive_rejection", "traversal"):
+        wanted |= {(verifier, action): None for action in RUN_CUTS}
     plain = SpeculativeDecoder(decoder.target)
     out = [("plain", ACTIONS[0], Contestant("plain", generation(plain, new_tokens)))]
     for verifier, action in wanted:
@@ -458,6 +491,11 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     for pair in result["pairs"]:
         ratios.add_row(pair["name"], "{:.3f} [{:.3f}, {:.3f}]".format(*pair["ratio"]))
     console.print(ratios)
+    split = Table("|p-q| at the root", *result["thirds"][0]["ratios"])
+    for third in result["thirds"]:
+        ratios_text = ("{:.3f} [{:.3f}, {:.3f}]".format(*r) for r in third["ratios"].values())
+        split.add_row(f"{third['distance']:.2f}", *ratios_text)
+    console.print(split)
     seen = result["by_depth"]
     depths = Table("depth", "|p-q|", "/ root", "|p-q| where accepted", *seen["one_level"])
     for depth in PATH_DEPTHS:
@@ -511,6 +549,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     panels = bars.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for axis, result in zip(panels, settings, strict=True):
         _bars(axis, result)
+        axis.label_outer()
     shown = next((r for r in settings if r["setting"] == SHOWN_SETTING), settings[0])
     axes = lines.subplots(1, len(replay.TREE_VERIFIERS), sharey=True)
     for axis, verifier in zip(axes, replay.TREE_VERIFIERS, strict=True):
@@ -553,8 +592,9 @@ def _bars(axis: Any, result: Mapping[str, Any]) -> None:
             colour = "C0" if family == "root" else "C1"
             axis.bar(place + shift, row["tokens"], 0.4, color=colour, label=label)
     axis.set_xticks(range(len(VERIFIERS)), VERIFIERS, rotation=60, ha="right", fontsize=8)
-    axis.set(title=result["setting"], ylabel="tokens per round", ylim=(1, None))
-    axis.legend(fontsize=8)
+    top = 1.1 * max(row["tokens"] for row in result["rows"])
+    axis.set(title=result["setting"], ylabel="tokens per round", ylim=(1, top))
+    axis.legend(fontsize=8, loc="upper left", ncols=2)
 
 
 def canonical(paths: int, trunk: int, branch: int) -> Action:

@@ -92,13 +92,26 @@ def verifier_tables(results: dict[str, Any]) -> list[str]:
                 for verifier in names
             ),
         )
-    lines += ["", "Tokens per round, ratios paired by root:", ""]
     settings = results["settings"]
+    lines += budget_table(settings, results["actions"])
+    lines += ["", "Tokens per round, ratios paired by root:", ""]
     lines += table(
         ["pair", *(setting["setting"] for setting in settings)],
         (
             [pairs[0]["name"], *(ratio(pair["ratio"]) for pair in pairs)]
             for pairs in zip(*(setting["pairs"] for setting in settings), strict=True)
+        ),
+    )
+    lines += ["", "The same by thirds of the roots, in order of `||p - q||_1` at the root:", ""]
+    lines += table(
+        ["mean distance", *settings[0]["thirds"][0]["ratios"]],
+        (
+            [
+                f"{setting['setting']}, {third['distance']:.2f}",
+                *map(ratio, third["ratios"].values()),
+            ]
+            for setting in settings
+            for third in setting["thirds"]
         ),
     )
     lines += depth_table(settings)
@@ -125,6 +138,35 @@ def verifier_row(families: dict[str, dict[str, Any]]) -> list[str]:
 def tree_name(action: Sequence[int]) -> str:
     """(K, L1, L2), or the length of a chain."""
     return f"chain {action[2]}" if action[0] == 1 else f"({', '.join(map(str, action))})"
+
+
+def budget_table(settings: Sequence[dict[str, Any]], actions: Sequence[Sequence[int]]) -> list[str]:
+    """What later branching is good for when nodes are scarce."""
+    budgets, rows = (4, 8, 12, 16, 24, 32), []
+    for setting in settings:
+        for verifier in ("recursive_rejection", "traversal"):
+            cells = [f"{setting['setting']}, {verifier}"]
+            for budget in budgets:
+                fits = {
+                    tuple(action): tokens
+                    for action, tokens in zip(actions, setting["tokens"][verifier], strict=True)
+                    if 0 < action[1] + action[0] * action[2] <= budget
+                }
+                from_root = {a: fits[a] for a in fits if a[1] == 0 and a[2] <= 8}
+                cells.append("; ".join(best_of(family) for family in (from_root, fits)))
+            rows.append(cells)
+    lines = [
+        "",
+        "Tokens per round of the best tree within a node budget (all prompts choose): from",
+    ]
+    lines += ["the root; of all:", ""]
+    return [*lines, *table(["setting, verifier", *map(str, budgets)], rows)]
+
+
+def best_of(family: dict[tuple[int, ...], float]) -> str:
+    """The best tree and its tokens per round."""
+    action = max(family, key=lambda a: family[a])
+    return f"{family[action]:.2f} {tree_name(action)}"
 
 
 def depth_table(settings: Sequence[dict[str, Any]]) -> list[str]:
