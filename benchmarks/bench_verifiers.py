@@ -550,6 +550,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     for axis, result in zip(panels, settings, strict=True):
         _bars(axis, result)
         axis.label_outer()
+    most = max(row["tokens"] for result in settings for row in result["rows"])
+    panels[0].set_ylim(1, 1.1 * most)  # the others share it
     shown = next((r for r in settings if r["setting"] == SHOWN_SETTING), settings[0])
     axes = lines.subplots(1, len(replay.TREE_VERIFIERS), sharey=True)
     for axis, verifier in zip(axes, replay.TREE_VERIFIERS, strict=True):
@@ -592,8 +594,7 @@ def _bars(axis: Any, result: Mapping[str, Any]) -> None:
             colour = "C0" if family == "root" else "C1"
             axis.bar(place + shift, row["tokens"], 0.4, color=colour, label=label)
     axis.set_xticks(range(len(VERIFIERS)), VERIFIERS, rotation=60, ha="right", fontsize=8)
-    top = 1.1 * max(row["tokens"] for row in result["rows"])
-    axis.set(title=result["setting"], ylabel="tokens per round", ylim=(1, top))
+    axis.set(title=result["setting"], ylabel="tokens per round")
     axis.legend(fontsize=8, loc="upper left", ncols=2)
 
 
