@@ -135,6 +135,129 @@ def relation_table(results: dict[str, Any]) -> list[str]:
     return ["", "What predicts acceptance:", "", *table(["", "n", "Pearson", "Spearman"], rows)]
 
 
+def verifier_tables(results: dict[str, Any]) -> list[str]:
+    """Families by sampling setting; ratios; laws by depth; real generations."""
+    lines = []
+    for setting in results["settings"]:
+        name, own = setting["setting"], setting["rows"]
+        roots = f"{setting['roots']} roots, {setting['prompts']} prompts"
+        lines += ["", f"{name} ({roots}); the best tree of each family, and what it earns:", ""]
+        heading = ["verifier", "tokens/round, root", "delayed", "/ root", "depth <= 8 / root"]
+        heading += ["large target, root", "delayed", "/ root", "tokens/s here"]
+        names = dict.fromkeys(row["verifier"] for row in own)
+        lines += table(
+            heading,
+            (
+                verifier_row({row["family"]: row for row in own if row["verifier"] == verifier})
+                for verifier in names
+            ),
+        )
+    settings = results["settings"]
+    lines += budget_table(settings, results["actions"])
+    lines += ["", "Tokens per round, ratios paired by root:", ""]
+    lines += table(
+        ["pair", *(setting["setting"] for setting in settings)],
+        (
+            [pairs[0]["name"], *(ratio(pair["ratio"]) for pair in pairs)]
+            for pairs in zip(*(setting["pairs"] for setting in settings), strict=True)
+        ),
+    )
+    lines += ["", "The same by thirds of the roots, in order of `||p - q||_1` at the root:", ""]
+    lines += table(
+        ["mean distance", *settings[0]["thirds"][0]["ratios"]],
+        (
+            [
+                f"{setting['setting']}, {third['distance']:.2f}",
+                *map(ratio, third["ratios"].values()),
+            ]
+            for setting in settings
+            for third in setting["thirds"]
+        ),
+    )
+    lines += depth_table(settings)
+    lines += ["", "Real generations; `modelled` is what replay and measured costs foretell.", ""]
+    heading = ["decoder", "tokens/s", "modelled", "/ plain", "tokens/round", "by replay"]
+    return [*lines, *table([*heading, "verify (ms)"], map(run_row, results["runs"]))]
+
+
+def verifier_row(families: dict[str, dict[str, Any]]) -> list[str]:
+    """One verifier in one sampling setting."""
+    root, delayed = families["root"], families["delayed"]
+    shallow = families.get("delayed, depth <= 8")
+    cells = [root["verifier"]]
+    cells += [f"{row['tokens']:.2f}, {tree_name(row['tokens_action'])}" for row in (root, delayed)]
+    cells.append(ratio(delayed["tokens_to_root"]))
+    cells.append(ratio(shallow["tokens_to_root"]) if shallow else "")
+    for row in (root, delayed):
+        cells.append(f"{row['large']:.2f}, {tree_name(row['large_action'])}")
+    cells.append(ratio(delayed["large_to_root"]))
+    cells.append(f"{delayed['speed']:.0f}, {tree_name(delayed['speed_action'])}")
+    return cells
+
+
+def tree_name(action: Sequence[int]) -> str:
+    """(K, L1, L2), or the length of a chain."""
+    return f"chain {action[2]}" if action[0] == 1 else f"({', '.join(map(str, action))})"
+
+
+def budget_table(settings: Sequence[dict[str, Any]], actions: Sequence[Sequence[int]]) -> list[str]:
+    """What later branching is good for when nodes are scarce."""
+    budgets, rows = (4, 8, 12, 16, 24, 32), []
+    for setting in settings:
+        for verifier in ("recursive_rejection", "traversal"):
+            cells = [f"{setting['setting']}, {verifier}"]
+            for budget in budgets:
+                fits = {
+                    tuple(action): tokens
+                    for action, tokens in zip(actions, setting["tokens"][verifier], strict=True)
+                    if 0 < action[1] + action[0] * action[2] <= budget
+                }
+                from_root = {a: fits[a] for a in fits if a[1] == 0 and a[2] <= 8}
+                cells.append("; ".join(best_of(family) for family in (from_root, fits)))
+            rows.append(cells)
+    lines = [
+        "",
+        "Tokens per round of the best tree within a node budget (all prompts choose): from",
+    ]
+    lines += ["the root; of all:", ""]
+    return [*lines, *table(["setting, verifier", *map(str, budgets)], rows)]
+
+
+def best_of(family: dict[tuple[int, ...], float]) -> str:
+    """The best tree and its tokens per round."""
+    action = max(family, key=lambda a: family[a])
+    return f"{family[action]:.2f} {tree_name(action)}"
+
+
+def depth_table(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Distance and acceptance by depth, settings side by side."""
+    lines = ["", "`||p - q||_1` at drafted nodes / at accepted nodes of a chain; acceptance of one"]
+    lines += ["level of recursive_rejection with 1 / 4 draws, both at drafted nodes:", ""]
+    rows = []
+    for depth in (0, 1, 2, 4, 6, 8, 12, 15):
+        cells = [str(depth)]
+        for setting in settings:
+            seen = setting["by_depth"]
+            one, four = (seen["one_level"][key][depth] for key in ("1 draw", "4 draws"))
+            gap, met = seen["distance"][depth], seen["distance_where_accepted"][depth]
+            cells.append(f"{gap:.2f} / {met:.2f}; {one:.2f} / {four:.2f}")
+        rows.append(cells)
+    return [*lines, *table(["depth", *(setting["setting"] for setting in settings)], rows)]
+
+
+def run_row(run: dict[str, Any]) -> list[str]:
+    """One decoder that really ran."""
+    return [
+        f"{run['setting']}, {run['verifier']} {tree_name(run['action'])}",
+        f"{run['tokens_per_second']:.0f}",
+        f"{run['modelled_speed']:.0f}",
+        ratio(run["to_plain"]),
+        f"{run['block_efficiency']:.2f}",
+        f"{run['expected_tokens']:.2f}",
+        f"{run['milliseconds_per_round']['verify']:.2f}",
+    ]
+
+
 def section(path: Path) -> list[str]:
     """The tables of one file under its command, machine and date."""
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -156,6 +279,8 @@ def section(path: Path) -> list[str]:
         return [*lines, *floor_table(report["results"])]
     if report["benchmark"] == "builders":
         return [*lines, *builder_tables(report["results"])]
+    if report["benchmark"] == "verifiers":
+        return [*lines, *verifier_tables(report["results"])]
     return [*lines, *decode_tables(report["results"])]
 
 
