@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block efficiency of every tree builder on the demo pair, at equal node budgets.
 
-All builders draft for the same target, with the same drafter, from the same held-out prompts, and
-emit the same number of tokens, so that the ratio of two block efficiencies is a ratio of target
-forwards, paired by prompt. Two findings of the papers are tested on the way: that the expected
-acceptance of a tree predicts its accepted length (OPT-Tree, figure 4), and that a token's draft
-probability predicts its acceptance (DySpec, section 3). `--plot` draws all of it.
+All builders draft for the same target, with the same drafter, along the same texts: at temperature
+0 by themselves, above it because the text is that of plain decoding (`target_only`), while each
+tree is credited with what its own verifier accepts of it on average (`expected_acceptance`, no
+verification noise). Ratios are paired by prompt. Two findings of the papers are tested on the way:
+that the expected acceptance of a tree predicts its accepted length (OPT-Tree, figure 4), and that a
+token's draft probability predicts its acceptance (DySpec, section 3). `--plot` draws all of it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from bench_decode import load_prompts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import AutoTokenizer
 
 import treespec
-from treespec import demo, tuning
+from treespec import _core, demo
+from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.base import DraftSettings
 from treespec.generation import RoundRecord
 from treespec.targets.base import Needs
 from treespec.targets.hf_model import load_model
+from treespec.tuning.calibration import fit_calibration
 
 BUDGETS = (8, 16, 32, 64, 128)
 TEMPERATURES = (0.0, 0.6)
@@ -75,8 +79,12 @@ def by_temperature(name: str, options: Callable[[int, float], Mapping[str, Any]]
     ]
 
 
-def setups(tables: Mapping[float, Any]) -> list[Setup]:
-    """Every builder; `tables`: acceptance by depth and rank, measured at each temperature."""
+def setups(curve: Sequence[Sequence[float]]) -> list[Setup]:
+    """Every builder. Fixed shapes take the tables that were measured on this pair.
+
+    `curve`: acceptance of a drawn token by its probability, for the calibrated DySpec.
+    """
+    tables = {0.0: _core.demo_accuracy(), 0.6: _core.demo_acceptance()}
     deep = {"max_depth": DEPTH}
 
     def expansion(budget: int) -> Mapping[str, Any]:
@@ -91,6 +99,13 @@ def setups(tables: Mapping[float, Any]) -> list[Setup]:
         Setup("opt_tree", "opt_tree", lambda b: {**deep, "threshold": 0.0}),
         Setup("dtree (greedy path's marginals)", "dtree", lambda b: deep, drafter="marginals"),
         Setup("dyspec", "dyspec", lambda b: deep, drawn=True),
+        Setup(
+            "dyspec, calibrated",
+            "dyspec",
+            lambda b: {**deep, "calibration": curve},
+            drawn=True,
+            temperatures=(0.6,),
+        ),
         Setup("dyspec_threshold", "dyspec_threshold", lambda b: deep, drawn=True),
         Setup("rollouts", "rollouts", lambda b: {"num_paths": 4, **deep}, drawn=True),
         Setup("delayed", "delayed", lambda b: {"num_paths": 3}, drawn=True),
@@ -142,6 +157,27 @@ class PathNode:
 # --- Running --------------------------------------------------------------------------------------
 
 
+class ReplayDecoder(SpeculativeDecoder):
+    """Writes plain decoding's text, whatever the tree, and credits each tree with what the
+    verifier of its kind accepts of it on average.
+    """
+
+    def _verify(self, g: Any, tree: Any, logits: Any) -> Any:
+        if g.params.greedy or g.length == g.prompt_length:  # the first draw has no tree yet
+            return super()._verify(g, tree, logits)
+        law = torch.softmax(logits.double() / g.params.temperature, dim=-1).numpy()
+        credit = treespec.expected_acceptance(tree, law).num_accepted
+        self.credits.setdefault(g.place, []).append(credit)
+        return _core.verify_logits(
+            tree, logits, None, g.row_params, "target_only", g.tokens, g.prompt_length, None, *g.key
+        )
+
+    @property
+    def credits(self) -> dict[int, list[float]]:
+        """Expected accepted nodes of every round, by place of the prompt."""
+        return self.__dict__.setdefault("_credits", {})
+
+
 @dataclass
 class Findings:
     """What single rounds and nodes show, collected over all runs of a builder."""
@@ -157,9 +193,7 @@ class Findings:
         self.expected.append(tree.expected_acceptance)
         self.accepted.append(len(path))
         for node, taken in zip([0, *path], [*path, None], strict=True):
-            seen = list(dict.fromkeys(tree.draws[node]))
-            if taken is not None and tree.proposal != "deterministic":
-                seen = seen[: seen.index(taken) + 1]  # later siblings were not looked at
+            seen = dict.fromkeys(tree.draws[node])
             for child in seen:
                 step = tree.path_logprob[child] - tree.path_logprob[node]
                 self.draft_prob.append(float(np.exp(step)))
@@ -172,10 +206,8 @@ class Bench:
 
     target: Any
     draft: Any
-    tokenizer: Any
     prompts: list[list[int]]
     new_tokens: int
-    seeds: int
 
     def decoder(self, setup: Setup, budget: int, temperature: float) -> Any:
         """The decoder of one run."""
@@ -186,9 +218,10 @@ class Bench:
         elif setup.drafter != "demo":
             drafter = setup.drafter
         drawn_at_zero = setup.drawn and temperature == 0.0
-        return treespec.load(
-            self.target,
-            drafter,
+        loaded = treespec.load(self.target, drafter)
+        return ReplayDecoder(
+            loaded.target,
+            loaded.drafter,
             builder=setup.builder,
             builder_options=setup.options(budget),
             node_budget=budget,
@@ -200,54 +233,44 @@ class Bench:
     ) -> dict[str, Any]:
         """Block efficiency and costs of one builder at one budget; all prompts in one batch."""
         decoder = self.decoder(setup, budget, temperature)
-        stats = []
-        for seed in range(self.seeds if temperature else 1):
-            results = decoder.generate(
-                self.prompts,
-                max_new_tokens=self.new_tokens,
-                temperature=temperature,
-                ignore_eos=True,
-                seed=seed,
-                sequence_id=range(len(self.prompts)),
-                on_round=findings.add,
-            )
-            stats += [result.stats for result in results]
+        results = decoder.generate(
+            self.prompts,
+            max_new_tokens=self.new_tokens,
+            temperature=temperature,
+            ignore_eos=True,
+            sequence_id=range(len(self.prompts)),
+            on_round=findings.add,
+        )
+        stats = [result.stats for result in results]
         rounds = [s.rounds for s in stats]
-        calls = len(rounds) // len(self.prompts)
+        tokens = [s.tokens - 1.0 for s in stats]
+        if decoder.credits:
+            tokens = [sum(1.0 + c for c in own) for _, own in sorted(decoder.credits.items())]
+            rounds = [len(own) for _, own in sorted(decoder.credits.items())]
         return {
             "name": setup.name,
             "builder": setup.builder,
             "budget": budget,
             "temperature": temperature,
+            "tokens": tokens,
             "rounds": rounds,
-            "block_efficiency": sum(s.tokens - 1 for s in stats) / sum(rounds),
+            "block_efficiency": sum(tokens) / sum(rounds),
             "nodes_per_round": sum(s.drafted_nodes for s in stats) / sum(rounds),
-            # Calls serve the whole batch, which runs as many rounds as its slowest text.
-            "draft_calls_per_round": draft_calls(stats, len(self.prompts), calls),
-            "draft_rows_per_round": draft_rows(stats, len(self.prompts), calls) / sum(rounds),
+            # A call serves the whole batch, which runs as many rounds as its slowest text.
+            "draft_calls_per_round": stats[0].draft_calls / max(rounds),
+            "draft_rows_per_round": stats[0].draft_rows / sum(rounds),
         }
-
-
-def draft_calls(stats: Sequence[Any], batch: int, runs: int) -> float:
-    """Drafter calls of a batch over its rounds, mean over the runs."""
-    per_run = [stats[run * batch : (run + 1) * batch] for run in range(runs)]
-    return float(np.mean([own[0].draft_calls / max(s.rounds for s in own) for own in per_run]))
-
-
-def draft_rows(stats: Sequence[Any], batch: int, runs: int) -> int:
-    """Rows the drafter computed in all runs; a batch's sequences share one count."""
-    return sum(stats[run * batch].draft_rows for run in range(runs))
 
 
 def run_all(
     bench: Bench, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every setup at every budget and temperature."""
-    tables = {t: acceptance_table(bench, t, options.quick) for t in TEMPERATURES}
+    curve = acceptance_curve(bench)
     jobs = [
         (setup, budget, temperature)
         for temperature in TEMPERATURES
-        for setup in setups(tables)
+        for setup in setups(curve)
         if temperature in setup.temperatures
         for budget in options.budgets
         if not options.builders or setup.builder in options.builders
@@ -256,24 +279,37 @@ def run_all(
     rows = []
     console = Console(stderr=True)
     for setup, budget, temperature in track(jobs, "builders", console=console):
-        seen = findings.setdefault((setup.builder, temperature), Findings())
+        seen = findings.setdefault((setup.name, temperature), Findings())
         rows.append(bench.run(setup, budget, temperature, seen))
         reached = rows[-1]["block_efficiency"]
         console.print(f"{setup.name}, {budget} nodes, temperature {temperature}: {reached:.2f}")
-    return rows, {"acceptance": tables, **summaries(findings)}
+    return rows, {"acceptance_curve": curve, **summaries(findings)}
 
 
-def acceptance_table(bench: Bench, temperature: float, quick: bool) -> Any:
-    """Acceptance by depth and rank for the fixed shapes, on prompts that are not measured."""
-    decoder = treespec.load(bench.target, bench.draft, tokenizer=bench.tokenizer, builder="chain")
-    return tuning.measure_acceptance(
-        decoder,
-        demo.prompts(),
-        width=16,
-        max_depth=2 if quick else 6,
-        max_new_tokens=16 if quick else 96,
-        temperature=temperature,
-    ).table
+def acceptance_curve(bench: Bench) -> list[list[float]]:
+    """How often a drawn token is accepted at temperature 0.6, by its draft probability.
+
+    Measured on drawn chains, by the rejection rule, on prompts that are not measured later.
+    """
+    decoder = treespec.load(
+        bench.target,
+        bench.draft,
+        builder="chain",
+        builder_options={"proposal": "without_replacement"},
+        node_budget=6,
+        verifier="recursive_rejection",
+    )
+    tokenizer = AutoTokenizer.from_pretrained(demo.target_path())
+    seen = Findings()
+    decoder.generate(
+        [tokenizer.encode(text) for text in demo.prompts()],
+        max_new_tokens=4 * bench.new_tokens,
+        temperature=0.6,
+        ignore_eos=True,
+        on_round=seen.add,
+    )
+    fit = fit_calibration(np.array(seen.draft_prob), np.array(seen.was_accepted), 12)
+    return [[float(q), float(a)] for q, a in fit.table]
 
 
 def summaries(findings: Mapping[tuple[str, float], Findings]) -> dict[str, Any]:
@@ -320,17 +356,27 @@ def ranks(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def against(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """Adaptive builders against every fixed one at the same budget: > 1 needs fewer forwards."""
+    """Adaptive builders against every fixed one at the same budget: > 1 accepts more."""
     at = {(r["name"], r["budget"], r["temperature"]): r for r in rows}
     out = []
     for (name, budget, temperature), row in at.items():
         for fixed in FIXED:
             other = at.get((fixed, budget, temperature))
             if name in names and other is not None:
-                ratio = harness.ratio_interval(other["rounds"], row["rounds"])
+                ratio = efficiency_ratio(row, other)
                 label = {"name": name, "fixed": fixed, "budget": budget, "temperature": temperature}
                 out.append({**label, "ratio": ratio})
     return out
+
+
+def efficiency_ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
+    """Ratio of two block efficiencies with the 95 % interval of a bootstrap over prompts."""
+    columns = [row["tokens"], row["rounds"], other["tokens"], other["rounds"]]
+    table = np.array(columns, dtype=np.float64)
+    picked = np.random.default_rng(0).integers(0, table.shape[1], (2000, table.shape[1]))
+    drawn = [table.sum(axis=1), *table[:, picked].sum(axis=-1).T]
+    ratios = np.array([(t / r) / (u / s) for t, r, u, s in drawn])
+    return [float(ratios[0]), *np.quantile(ratios[1:], [0.025, 0.975]).tolist()]
 
 
 def show(console: Console, rows: Sequence[dict[str, Any]], temperature: float) -> None:
@@ -395,7 +441,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--new-tokens", type=int, metavar="N")
     options.add_argument("--prompts", type=int, metavar="N", help="held-out files to continue")
     options.add_argument("--prompt-length", type=int, default=64, metavar="N")
-    options.add_argument("--seeds", type=int, metavar="N", help="runs per temperature above 0")
     options.add_argument("--plot", type=Path, metavar="FILE", help="draw the results")
     parsed = options.parse_args(arguments)
     parsed.budgets = parsed.budgets or ([8, 32] if parsed.quick else list(BUDGETS))
@@ -410,10 +455,8 @@ def main(arguments: Sequence[str]) -> None:
     bench = Bench(
         target,
         load_model(str(demo.draft_path())),
-        treespec.load("demo", None).tokenizer,
         load_prompts(options.prompts or (2 if options.quick else 24), options.prompt_length, False),
         options.new_tokens or (16 if options.quick else 48),
-        options.seeds or 1,
     )
     rows, findings = run_all(bench, options)
     adaptive = dict.fromkeys(row["name"] for row in rows if row["name"] not in FIXED)
