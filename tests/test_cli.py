@@ -354,6 +354,46 @@ def test_tune_says_what_it_cannot_do(tmp_path: Path, quick: list[str]) -> None:
     assert result.exit_code == 1 and "must have a drafter" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--growth-map", "--calibration"])
+def test_tune_refuses_a_missing_folder_before_any_work(
+    option: str, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treespec.cli.options.PairOptions.load", no_work)
+    for path in (tmp_path / "missing" / "out.json", tmp_path):
+        result = call("tune", option, str(path), *quick)
+        assert result.exit_code == 2
+        assert message_of(result).startswith(f"{option} must be a file in an existing folder, got ")
+
+
+def test_tune_refuses_other_proposals_before_any_work(
+    quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treespec.cli.options.PairOptions.load", no_work)
+    result = call("tune", "--proposal", "iid", *quick)
+    assert result.exit_code == 2
+    expected = "--proposal must be deterministic or without_replacement, got 'iid'"
+    assert message_of(result).startswith(expected)
+
+
+def test_tune_refuses_rows_beyond_the_context_before_it_measures(
+    quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treespec.tuning.measure_acceptance", no_work)
+    result = call("tune", "--nodes", "9999", *quick)
+    assert result.exit_code == 1
+    assert "rows must fit the context" in result.stderr and "got 10000" in result.stderr
+
+
+def no_work(*_: object, **__: object) -> None:
+    raise AssertionError("work was done before the refusal")
+
+
+def message_of(result: Result) -> str:
+    """Return the words of a usage error without the box that they are drawn in."""
+    words = " ".join(result.stderr.replace("│", " ").split())
+    return words[words.index("--", words.index("Invalid value")) :]
+
+
 def test_a_map_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")

@@ -117,6 +117,10 @@ LOADS = {
         "threshold",
     ),
     "a negative budget": ({"node_budget": -1}, "node_budget must be >= 0, got -1"),
+    "an expansion of endless size": (
+        {"builder": "kary", "builder_options": {"expansion": [2**31 - 1] * 3}},
+        rf"node_budget must be below 2\*\*31, got {sum((2**31 - 1) ** d for d in (1, 2, 3))}",
+    ),
     "a negative depth": ({"max_depth": -1}, "max_depth"),
     "a draft temperature of zero": ({"draft_temperature": 0.0}, "draft_temperature must be above"),
 }
@@ -435,3 +439,29 @@ def test_every_precision_decodes(dtype):
 def test_the_default_budget_is_what_the_options_ask_for(builder, options, nodes):
     decoder = SpeculativeDecoder(*table_pair(), builder=builder, builder_options=options)
     assert decoder.node_budget == nodes
+
+
+@pytest.mark.parametrize("builder", ["chain", "kary", "opt_tree", "sequoia"])
+def test_an_option_that_is_none_has_its_default(builder):
+    names = {"chain": ["max_depth"], "kary": ["expansion"], "opt_tree": ["threshold"]}
+    options = dict.fromkeys(names.get(builder, ["growth_map", "max_depth"]))
+    given = SpeculativeDecoder(*table_pair(), builder=builder, builder_options=options)
+    default = SpeculativeDecoder(*table_pair(), builder=builder)
+    assert given.node_budget == default.node_budget
+    shapes = [[], []]
+    for decoder, seen in zip((given, default), shapes, strict=True):
+        decoder.generate(
+            [1, 2, 3],
+            max_new_tokens=20,
+            on_round=lambda record, seen=seen: seen.append(record.tree.parent.tolist()),
+        )
+    assert shapes[0] == shapes[1]
+
+
+def test_a_depth_of_zero_drafts_nothing():
+    decoder = SpeculativeDecoder(*table_pair(), max_depth=0, node_budget=4)
+    sizes = []
+    decoder.generate(
+        [1, 2, 3], max_new_tokens=6, on_round=lambda record: sizes.append(len(record.tree.token))
+    )
+    assert set(sizes) == {1}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from decoder_models import table_pair
 from support import log
 
@@ -132,6 +133,35 @@ def test_bumps_of_a_row_are_smoothed():
 def test_a_bad_table_is_refused_by_maps_and_builders(table, message):
     with pytest.raises(ValueError, match=message):
         GrowthMap.optimal(table, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_depth": -3}, "max_depth must be an integer >= 0 or None, got -3"),
+        ({"max_depth": 1.5}, "max_depth must be an integer >= 0 or None, got 1.5"),
+        ({"acceptance": None}, "acceptance must be rows of numbers, got None"),
+        ({"acceptance": "abc"}, "acceptance must be rows of numbers, got 'abc'"),
+        ({"acceptance": 0.5}, "acceptance must be rows of numbers, got 0.5"),
+    ],
+)
+def test_bad_arguments_of_the_best_map_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GrowthMap.optimal(**{"acceptance": [0.5], "num_nodes": 4, **arguments})
+
+
+def test_a_depth_that_no_map_reaches_is_no_limit():
+    assert GrowthMap.optimal([0.5], 4, max_depth=2**40) == GrowthMap.optimal([0.5], 4)
+
+
+def test_a_map_with_an_unsound_table_is_neither_made_nor_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"acceptance must be in \[0, 1\], got 2"):
+        GrowthMap([0], acceptance=[[2.0, -1]])
+    path = tmp_path / "map.json"
+    GrowthMap([0], acceptance=[0.5]).save(path)
+    path.write_text(path.read_text().replace("0.5", "2.0, -1"))
+    with pytest.raises(ValueError, match=r"map\.json holds no sound map.*in \[0, 1\], got 2"):
+        GrowthMap.load(path)
 
 
 def test_builders_name_their_table():
@@ -302,6 +332,72 @@ def test_the_node_of_rank_r_carries_the_rth_likeliest_token(name):
     for node, path in enumerate(shape.paths(), start=1):
         order = np.argsort(-laws[len(path) - 1], kind="stable")
         assert tree.token[node] == token[len(path) - 1][order[path[-1]]]
+
+
+CONTAINERS = {
+    "list": lambda values, dtype: [np.dtype(dtype).type(v) for v in values],
+    "tuple": lambda values, dtype: tuple(np.dtype(dtype).type(v) for v in values),
+    "array": lambda values, dtype: np.array(values, dtype),
+    "tensor": lambda values, dtype: torch.tensor(values, dtype=getattr(torch, dtype)),
+}
+FLOATS = ("float16", "float32", "float64")
+INTEGERS = ("int32", "int64", "uint8")
+
+
+def fields_of(name, **options):
+    tree = treespec.build_tree(name, small_source()[0], **options)
+    return tree.token.tolist(), tree.parent.tolist(), tree.path_logprob.tolist()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_fractional_options_are_what_they_are_in_every_container(container, dtype):
+    make = CONTAINERS[container]
+    for name, option in zip(MAP_BUILDERS, ("acceptance", "accuracy"), strict=True):
+        # Halves and eighths are exact in every type.
+        expected = fields_of(name, node_budget=6, **{option: [0.5, 0.125]})
+        for given in (make([0.5, 0.125], dtype), [make([0.5, 0.125], dtype)]):
+            assert fields_of(name, node_budget=6, **{option: given}) == expected
+    assert len(expected[0]) == 7, "the table is not cut to zeros"
+    with pytest.raises(ValueError, match=r"kary: expansion must be a .*list of integers"):
+        fields_of("kary", expansion=make([2.5, 1.5], dtype))
+    with pytest.raises(ValueError, match=r"sequoia: growth_map must be a .*list of integers"):
+        fields_of("sequoia", growth_map=make([0.5, 1.5], dtype))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_whole_options_are_what_they_are_in_every_container(container, dtype):
+    make = CONTAINERS[container]
+    for name, option, values in (
+        ("kary", "expansion", [3, 2]),
+        ("sequoia", "growth_map", [0, 0, 1]),
+        ("medusa_choices", "growth_map", [0, 0, 1]),
+        ("sequoia", "acceptance", [1, 0]),
+    ):
+        given = {option: make(values, dtype)}
+        assert fields_of(name, node_budget=9, **given) == fields_of(
+            name, node_budget=9, **{option: values}
+        )
+        drafter_and_target = table_pair()
+        decoder = SpeculativeDecoder(*drafter_and_target, builder=name, builder_options=given)
+        plain = SpeculativeDecoder(
+            *drafter_and_target, builder=name, builder_options={option: values}
+        )
+        assert decoder.node_budget == plain.node_budget
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_number_without_dimensions_is_that_number(dtype):
+    scalars = (
+        np.dtype(dtype).type(0.25),
+        np.array(0.25, dtype),
+        torch.tensor(0.25, dtype=getattr(torch, dtype)),
+    )
+    expected = fields_of("opt_tree", node_budget=6, score_temperature=0.25)
+    assert expected != fields_of("opt_tree", node_budget=6)
+    for given in scalars:
+        assert fields_of("opt_tree", node_budget=6, score_temperature=given) == expected
 
 
 @pytest.mark.parametrize("proposal", ["deterministic", "without_replacement"])

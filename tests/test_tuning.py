@@ -141,6 +141,8 @@ def test_what_cannot_be_measured_is_refused():
         tuning.measure_calibration(decoder, "a text")
     with pytest.raises(ValueError, match="width and max_depth"):
         tuning.measure_acceptance(decoder, PROMPTS, width=0)
+    with pytest.raises(ValueError, match=r"proposal must be deterministic or .*, got 'iid'"):
+        tuning.measure_acceptance(decoder, PROMPTS, proposal="iid")
     with pytest.raises(ValueError, match="rounds to count"):
         tuning.measure_acceptance(decoder, PROMPTS, max_new_tokens=1)
     with pytest.raises(ValueError, match="guesses to count"):
@@ -239,6 +241,8 @@ def test_the_size_follows_the_prices():
     assert tuning.best_size(acceptance, flat, 0.1, 8, num_nodes=7).num_nodes == 7
     plain = tuning.best_size(acceptance, flat, 0.0, 8, plain_seconds=2.0)
     assert plain.speedup == pytest.approx(2 * plain.expected_tokens)
+    without_one = tuning.best_size(acceptance, {8: 1.0, 64: 1.0}, 0.0, 8, plain_seconds=2.0)
+    assert without_one == plain
 
 
 @pytest.mark.parametrize(
@@ -247,6 +251,16 @@ def test_the_size_follows_the_prices():
         ({"target_seconds": {}}, "rows to seconds above 0"),
         ({"target_seconds": {1: 1.0, 2: 0.0}}, "rows to seconds above 0"),
         ({"target_seconds": {1: 1.0}}, "num_nodes below the most rows"),
+        ({"target_seconds": {1: 1.0, 2: float("inf")}}, "seconds above 0, finite"),
+        (
+            {"target_seconds": {2: 1.0, 8: 2.0}},
+            r"must hold 1 row.*plain_seconds.*got rows \[2, 8\]",
+        ),
+        ({"draft_seconds": -0.1}, "draft_seconds must be finite and >= 0, got -0.1"),
+        ({"draft_seconds": float("nan")}, "draft_seconds must be finite"),
+        ({"round_seconds": -1.0}, "round_seconds must be finite and >= 0, got -1"),
+        ({"round_seconds": float("inf")}, "round_seconds must be finite"),
+        ({"plain_seconds": float("nan")}, "plain_seconds must be finite and >= 0, got nan"),
         ({"max_depth": 0}, "max_depth must be at least 1"),
         ({"num_nodes": 8}, "num_nodes below the most rows"),
         ({"acceptance": [0.0]}, "above 0 somewhere"),

@@ -29,8 +29,17 @@ from verifier_cases import (
     takes_trees,
 )
 
+from treespec import build_tree
+from treespec.reference.sampling import inverse_cdf
 from treespec.reference.tree import from_arrays
-from treespec.testing import random_laws, sampled_trees
+from treespec.reference.walk import follow
+from treespec.testing import (
+    ToyDrafter,
+    chi_square,
+    growth_map_trees,
+    random_laws,
+    sampled_trees,
+)
 
 ORACLES = [name for name in LOSSLESS if name not in NOT_BY_COINS]
 
@@ -62,6 +71,57 @@ def test_every_verifier_is_exact_on_two_levels_of_two_draws(verifier_name):
     draft = random_laws(51, 3, ("dense", "sparse", "peaked"))
     trees = sampled_trees(draft, (2, 2), "without_replacement")
     assert bias_of(verifier_name, decide_by_core(verifier_name), trees, target) < EXACT
+
+
+# Ranks with different subtrees: more below the first draw, or more below a later one.
+GROWTH_MAPS = {"first": [0, 0, 1, 1], "second": [0, 0, 2, 3], "third": [0, 0, 0, 3, 2]}
+
+
+@pytest.mark.parametrize("parent", GROWTH_MAPS.values(), ids=GROWTH_MAPS)
+@pytest.mark.parametrize("pair", ["draft is far", "draft misses target mass", "unrelated rows"])
+@pytest.mark.parametrize("name", ["traversal", "recursive_rejection", "naive_tree", "target_only"])
+def test_drawn_growth_maps_are_exact(name, pair, parent):
+    if pair == "unrelated rows":
+        target = random_laws(1, 3, ("dense", "sparse"))
+        draft = random_laws(51, 3, ("dense", "sparse"))
+    else:
+        target, draft = pair_of(pair)
+    trees = growth_map_trees(draft, parent, "without_replacement")
+    decide = decide_nss if name == "target_only" else decide_by_core(name)
+    assert bias_of(name, decide, trees, target) < EXACT
+
+
+def decide_nss(tree, rows, coins):
+    """`target_only` by coins; the core's takes the coin of the token's position in the text."""
+    return follow(tree, lambda node: inverse_cdf(rows[node], coins[1][node]))
+
+
+def test_trees_of_a_growth_map_are_those_that_sequoia_draws():
+    laws = random_laws(0, 3, ("dense", "sparse"))
+    parent = [0, 0, 2, 2, 1, 4]
+    trees = list(growth_map_trees(laws, parent, "without_replacement"))
+    place = {shape_of(tree): i for i, (tree, _) in enumerate(trees)}
+    assert len(place) == len(trees)
+    assert len({tree.num_nodes for tree, _ in trees}) > 1, "some rows are exhausted"
+    counts = np.zeros(len(trees))
+    for seed in range(4000):
+        options = {"seed": seed, "growth_map": parent, "proposal": "without_replacement"}
+        counts[place[shape_of(build_tree("sequoia", ToyDrafter(laws), 6, **options))]] += 1
+    statistic, bound = chi_square(counts, [probability for _, probability in trees])
+    assert statistic < bound
+
+
+def shape_of(tree):
+    draws = tuple(tuple(int(child) for child in drawn) for drawn in tree.draws)
+    return (*tree.token.tolist()[1:], *tree.parent.tolist()), draws
+
+
+def test_growth_map_trees_refuse_what_no_map_can_be():
+    law = rotated([20, 44])
+    with pytest.raises(ValueError, match=r"proposal must be deterministic or .*, got 'iid'"):
+        next(growth_map_trees(law, [0], "iid"))
+    with pytest.raises(ValueError, match=r"parent\[1\] in \[0, 1\], got 2"):
+        next(growth_map_trees(law, [0, 2], "deterministic"))
 
 
 @only(by_coins)

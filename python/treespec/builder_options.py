@@ -12,7 +12,8 @@ from treespec.growth_map import GrowthMap
 
 
 def resolve_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options with plain lists in place of maps, tables, and the paths of their files.
+    """Options with plain lists and numbers in place of maps, tables, the paths of their files, and
+    arrays of any library; without those that are None, which means the builder's default.
 
     Raises
     ------
@@ -21,12 +22,20 @@ def resolve_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     OSError
         If there is no such file.
     """
-    resolved = dict(options or {})
+    given = {} if options is None else options
+    resolved = {name: _plain(value) for name, value in given.items() if value is not None}
     if "growth_map" in resolved:
         resolved["growth_map"] = _parents(resolved["growth_map"])
     if "calibration" in resolved:
         resolved["calibration"] = _pairs(resolved["calibration"])
     return resolved
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and their scalars, also within lists, as Python lists and numbers."""
+    if callable(getattr(value, "tolist", None)):
+        value = value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _parents(value: Any) -> Any:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,8 @@ class SpeculativeDecoder:
     tokenizer
         For text in and out; None works on token ids.
     builder, builder_options
-        A name of `treespec.builder_names` and its options, as `treespec.build_tree` takes them.
+        A name of `treespec.builder_names` and its options, as `treespec.build_tree` takes them;
+        one that is None has its default.
     verifier
         A name of `treespec.verifier_names`, or ``"auto"``: greedy at temperature 0, else by the
         builder's proposal mode.
@@ -91,11 +94,13 @@ class SpeculativeDecoder:
             options.setdefault("threshold", self._by_device(_THRESHOLDS))
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
-        self._max_depth = options.get("max_depth") or UNLIMITED
+        self._max_depth = options.get("max_depth", UNLIMITED)
         self.node_budget = self._default_budget(options) if node_budget is None else node_budget
         self.draft_temperature, self.lossy = draft_temperature, lossy
         if self.node_budget < 0:
-            raise ValueError(f"load: node_budget must be >= 0, got {node_budget}")
+            raise ValueError(f"load: node_budget must be >= 0, got {self.node_budget}")
+        if self.node_budget >= 2**31:
+            raise ValueError(f"load: node_budget must be below 2**31, got {self.node_budget}")
         if draft_temperature is not None and not draft_temperature > 0:
             raise ValueError(f"load: draft_temperature must be above 0, got {draft_temperature}")
         if verifier != "auto":
@@ -112,8 +117,8 @@ class SpeculativeDecoder:
     def _default_budget(self, options: Mapping[str, Any]) -> int:
         """The nodes that the options ask for, else what suits the device."""
         if "expansion" in options:
-            return int(np.cumprod(options["expansion"]).sum())
-        if options.get("growth_map") is not None:
+            return sum(accumulate(options["expansion"], mul))
+        if "growth_map" in options:
             return len(options["growth_map"])
         if self.builder_name == "chain":
             return int(options.get("max_depth", self._by_device(_CHAIN_LENGTHS)))

@@ -37,7 +37,7 @@ class GrowthMap:
     Raises
     ------
     ValueError
-        For a parent that is no earlier node.
+        For a parent that is no earlier node, or a table that `optimal` refuses.
 
     Examples
     --------
@@ -94,7 +94,8 @@ class GrowthMap:
         Raises
         ------
         ValueError
-            For shares outside [0, 1], rows that sum to more than 1, or an unknown method.
+            For shares outside [0, 1], rows that sum to more than 1, a bad depth, or an unknown
+            method.
 
         Notes
         -----
@@ -107,7 +108,11 @@ class GrowthMap:
             )
         table = as_table(acceptance)
         depth = UNLIMITED if max_depth is None else max_depth
-        parent = _METHODS[method](table, num_nodes, depth)
+        if not isinstance(depth, int | np.integer) or depth < 0:
+            raise ValueError(
+                f"GrowthMap.optimal: max_depth must be an integer >= 0 or None, got {max_depth!r}"
+            )
+        parent = _METHODS[method](table, num_nodes, min(int(depth), UNLIMITED))
         return GrowthMap(parent, acceptance=table, metadata=metadata)
 
     @staticmethod
@@ -219,17 +224,19 @@ def as_table(acceptance: Acceptance) -> list[list[float]]:
     Raises
     ------
     ValueError
-        For what is no list of numbers or of rows of numbers.
+        For what is no list of numbers or of rows of numbers, and for rows that are no shares.
     """
-    rows = list(acceptance)
-    if rows and np.ndim(rows[0]) == 0:
-        rows = [rows]
     try:
-        return [[float(share) for share in row] for row in rows]
-    except TypeError:
+        rows = list(acceptance)
+        if rows and np.ndim(rows[0]) == 0:
+            rows = [rows]
+        table = [[float(share) for share in row] for row in rows]
+    except (TypeError, ValueError):
         raise ValueError(
             f"GrowthMap: acceptance must be rows of numbers, got {acceptance!r}"
         ) from None
+    _core.node_acceptance([], table)  # refuses rows that are no shares
+    return table
 
 
 def _needed_before(path: tuple[int, ...]) -> tuple[int, ...]:

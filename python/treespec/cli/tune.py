@@ -81,6 +81,15 @@ class MeasureOptions:
         show_note("no --prompts given, so the demo prompts: yours give better figures")
         return demo.prompts()
 
+    def check_proposal(self) -> None:
+        """Refuse a proposal whose ranks cannot be measured."""
+        from treespec.tuning.pair import PROPOSALS
+
+        if self.proposal is not None and self.proposal not in PROPOSALS:
+            raise typer.BadParameter(
+                f"--proposal must be {' or '.join(PROPOSALS)}, got {self.proposal!r}"
+            )
+
     def keywords(self) -> dict[str, Any]:
         """Return the keyword arguments that all measurements of acceptance share."""
         return {
@@ -140,6 +149,9 @@ def tune(
         treespec tune --calibration table.json
     """
     budget = _parse_nodes(nodes)
+    measure.check_proposal()
+    _check_output("--growth-map", growth_map)
+    _check_output("--calibration", calibration)
     prompts = measure.read_prompts()
     decoder = pair.load()
     report: dict[str, Any] = {}
@@ -191,8 +203,10 @@ def _tune_map(
 ) -> _TunedMap:
     from treespec import GrowthMap
     from treespec.tuning import best_size, measure_acceptance, measure_costs
-    from treespec.tuning.costs import ROWS
+    from treespec.tuning.costs import ROWS, check_room
 
+    rows = ROWS if budget is None else (1, budget + 1)
+    check_room(decoder, prompts[0], rows[-1])
     proposal = measure.proposal or (
         "without_replacement" if measure.temperature else "deterministic"
     )
@@ -205,7 +219,6 @@ def _tune_map(
         progress=_progress("acceptance"),
         **measure.keywords(),
     )
-    rows = ROWS if budget is None else (1, budget + 1)
     costs = measure_costs(
         decoder,
         prompts,
@@ -247,6 +260,11 @@ def _parse_nodes(nodes: str) -> int | None:
     if not nodes.isdecimal() or int(nodes) < 1:
         raise typer.BadParameter(f"--nodes must be auto or a number from 1 on, got {nodes!r}")
     return int(nodes)
+
+
+def _check_output(option: str, path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{option} must be a file in an existing folder, got {path}")
 
 
 def _provenance(pair: PairOptions, measure: MeasureOptions) -> dict[str, Any]:

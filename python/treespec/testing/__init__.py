@@ -5,7 +5,8 @@ Is a verifier lossless? :func:`output_bias` goes through every tree that can be 
 outcome of the verifier's coins, and compares what is emitted with plain sampling. It takes any
 function ``(tree, target_probs, coins) -> (accepted nodes, next token)`` and any law of trees:
 
-- legal laws: :func:`sampled_trees`, :func:`delayed_trees`, :func:`best_first_trees`;
+- legal laws: :func:`sampled_trees`, :func:`growth_map_trees`, :func:`delayed_trees`,
+  :func:`best_first_trees`;
 - laws that bias a verifier which trusts them: :func:`sorted_siblings`, :func:`pruned_by_value`,
   :func:`top_tokens_as_sampled`. A checker that lets these pass is too weak.
 
@@ -17,6 +18,7 @@ from treespec.testing.enumeration import (
     best_first_trees,
     delayed_trees,
     draw_outcomes,
+    growth_map_trees,
     pruned_by_value,
     sampled_trees,
     sorted_siblings,
@@ -63,6 +65,7 @@ __all__ = [
     "delayed_trees",
     "draw_outcomes",
     "emitted_law",
+    "growth_map_trees",
     "outcome_law",
     "output_bias",
     "pruned_by_value",

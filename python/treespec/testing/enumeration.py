@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 
+from treespec.reference.growth_map import read_map
 from treespec.reference.tree import Tree, from_arrays
 from treespec.testing.laws import Law, Laws, rows_of
 
@@ -149,6 +150,43 @@ def sampled_trees(laws: Laws, expansion: Sequence[int], proposal: str) -> TreeLa
                 yield whole, probability * below
 
     for sketch, probability in grow(_Sketch(), [0], 0):
+        yield sketch.finish(laws, proposal), probability
+
+
+def growth_map_trees(laws: Laws, parent: Sequence[int], proposal: str) -> TreeLaw:
+    """Every tree that ``sequoia`` can build over ``laws`` from a growth map, in the map's order.
+
+    ``parent[i]`` is the parent of node i + 1, as in ``treespec.GrowthMap``. The child of rank r is
+    the r-th draw of its parent; where a law runs out, a child is missing with all below it.
+
+    >>> coin = lambda path: np.array([0.75, 0.25])
+    >>> drawn = growth_map_trees(coin, [0, 0, 2], "without_replacement")
+    >>> [(tree.token[1:].tolist(), p) for tree, p in drawn]
+    [([0, 1, 0], 0.5625), ([0, 1, 1], 0.1875), ([1, 0, 0], 0.1875), ([1, 0, 1], 0.0625)]
+    """
+    if proposal not in ("deterministic", "without_replacement"):
+        raise ValueError(
+            "growth_map_trees: proposal must be deterministic or without_replacement, "
+            f"got {proposal!r}"
+        )
+    shape = read_map("growth_map_trees", parent)
+
+    def grow(sketch: _Sketch, ids: tuple[int | None, ...]) -> Iterator[tuple[_Sketch, float]]:
+        if len(ids) > len(shape):
+            yield sketch, 1.0
+            return
+        above = ids[shape[len(ids) - 1]]
+        if above is None:
+            yield from grow(sketch, (*ids, None))
+            return
+        drawn = [sketch.paths[child][-1] for child in sketch.draws[above]]
+        row = _without(laws(sketch.paths[above]), drawn)
+        for tokens, chance in draw_outcomes(row, 1, proposal):
+            grown, child = sketch.draw(above, tokens[0]) if tokens else (sketch, None)
+            for whole, below in grow(grown, (*ids, child)):
+                yield whole, chance * below
+
+    for sketch, probability in grow(_Sketch(), (0,)):
         yield sketch.finish(laws, proposal), probability
 
 

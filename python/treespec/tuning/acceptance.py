@@ -12,7 +12,14 @@ from typing import Any
 
 from treespec import _core
 from treespec.generation import RoundRecord
-from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
+from treespec.tuning.pair import (
+    PROPOSALS,
+    Progress,
+    as_decoder,
+    exact_verifier,
+    prompt_list,
+    with_tree,
+)
 
 MIN_TRIALS = 100  # a depth seen less often is left out: its shares would be noise
 
@@ -89,7 +96,7 @@ def measure_acceptance(
     Raises
     ------
     ValueError
-        For bad sizes, no prompts, or texts too short to count anything.
+        For bad sizes, another proposal, no prompts, or texts too short to count anything.
     NotImplementedError
         For a target that cannot verify trees.
 
@@ -109,6 +116,10 @@ def measure_acceptance(
     prompts = prompt_list("measure_acceptance", prompts)
     if proposal is None:
         proposal = "without_replacement" if temperature > 0 else "deterministic"
+    if proposal not in PROPOSALS:
+        raise ValueError(
+            f"measure_acceptance: proposal must be {' or '.join(PROPOSALS)}, got {proposal!r}"
+        )
     decoder = as_decoder(models)
     tallies = [_Tally(depth, width, max_new_tokens) for depth in range(1, max_depth + 1)]
     decoders = [

@@ -110,16 +110,25 @@ def measure_costs(
     )
 
 
+def check_room(decoder: SpeculativeDecoder, prompt: Any, rows: int) -> None:
+    """ValueError when so many rows do not fit the target's context behind the prompt."""
+    limit = decoder.target.max_context
+    if limit is None:
+        return
+    room = limit - len(encode(decoder.tokenizer, prompt))
+    if rows > room:
+        raise ValueError(
+            f"measure_costs: rows must fit the context behind the prompt ({room}), got {rows} "
+            "(the root and the nodes)"
+        )
+
+
 def _target_seconds(
     decoder: SpeculativeDecoder, prompt: Any, rows: Sequence[int], repetitions: int
 ) -> dict[int, float]:
     target, needs = decoder.target, decoder.drafter.needs  # type: ignore[union-attr]
+    check_room(decoder, prompt, rows[-1])
     token_ids = encode(decoder.tokenizer, prompt)
-    room = (target.max_context or len(token_ids) + rows[-1]) - len(token_ids)
-    if rows[-1] > room:
-        raise ValueError(
-            f"measure_costs: rows must fit the context behind the prompt ({room}), got {rows[-1]}"
-        )
     trees = {n: _tree_of(n, int(token_ids[-1]), target.supports_trees) for n in rows}
     samples: dict[int, list[float]] = {n: [] for n in rows}
     state = target.open(len(token_ids) + rows[-1])

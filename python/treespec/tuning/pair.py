@@ -11,6 +11,7 @@ from treespec.decoder import SpeculativeDecoder
 _Job = TypeVar("_Job")
 # Walks a list of jobs and shows how far it is: `rich.progress.track`, `tqdm`, or `iter`.
 Progress = Callable[[Sequence[_Job]], Iterable[_Job]]
+PROPOSALS = ("deterministic", "without_replacement")  # whose ranks a growth map can be made for
 
 
 def as_decoder(models: Any) -> SpeculativeDecoder:

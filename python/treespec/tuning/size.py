@@ -63,14 +63,14 @@ def best_size(
     round_seconds
         o: seconds of everything else in a round.
     plain_seconds
-        Seconds of one token without speculation. None: t(1) + o.
+        Seconds of one token without speculation. None: t(1) + o, so that t(1) must be given.
     num_nodes
         Only this n; None: all.
 
     Raises
     ------
     ValueError
-        For bad sizes, or times that are not above 0.
+        For bad sizes, or times that are not finite, not above 0 (target) or below 0 (others).
 
     Examples
     --------
@@ -84,14 +84,21 @@ def best_size(
             "best_size: max_depth must be at least 1 and num_nodes below the most rows timed "
             f"({rows[-1]}), got {max_depth} and {num_nodes}"
         )
-    plain = float(seconds[0]) + round_seconds if plain_seconds is None else plain_seconds
+    if plain_seconds is None:
+        if rows[0] != 1:
+            raise ValueError(
+                "best_size: target_seconds must hold 1 row, the cost of plain decoding, or "
+                f"plain_seconds must be given, got rows {rows.tolist()}"
+            )
+        plain_seconds = float(seconds[0]) + round_seconds
+    _check_seconds(draft=draft_seconds, round=round_seconds, plain=plain_seconds)
     best: Size | None = None
     for depth in range(1, max_depth + 1):
         map = GrowthMap.optimal(acceptance, num_nodes or int(rows[-1]) - 1, max_depth=depth)
         tokens = np.cumsum(map.node_acceptance())
         calls = np.maximum.accumulate(map.depth)
         cost = np.interp(np.arange(len(map) + 1) + 1, rows, seconds)
-        speedup = plain * tokens / (cost + calls * draft_seconds + round_seconds)
+        speedup = plain_seconds * tokens / (cost + calls * draft_seconds + round_seconds)
         for n in [len(map)] if num_nodes else range(1, len(map) + 1):
             if best is None or speedup[n] > best.speedup:
                 best = Size(n, int(calls[n]), float(speedup[n]), float(tokens[n]))
@@ -102,12 +109,19 @@ def best_size(
     return best
 
 
+def _check_seconds(**seconds: float) -> None:
+    for name, value in seconds.items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"best_size: {name}_seconds must be finite and >= 0, got {value}")
+
+
 def _envelope(target_seconds: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
     """Rows, rising, and seconds, never falling."""
     rows = np.array(sorted(target_seconds), dtype=int)
     seconds = np.array([target_seconds[int(n)] for n in rows], dtype=np.float64)
-    if not len(rows) or rows[0] < 1 or not np.all(seconds > 0):
+    if not len(rows) or rows[0] < 1 or not np.all((seconds > 0) & np.isfinite(seconds)):
         raise ValueError(
-            f"best_size: target_seconds must map rows to seconds above 0, got {target_seconds}"
+            "best_size: target_seconds must map rows to seconds above 0, finite ones, "
+            f"got {target_seconds}"
         )
     return rows, np.minimum.accumulate(seconds[::-1])[::-1]
