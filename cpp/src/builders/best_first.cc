@@ -207,7 +207,35 @@ CandidateRow BestFirstGrowth::copied(const CandidateRow& row, const std::vector<
           static_cast<int32_t>(order.size()), true};
 }
 
+class BestFirstBuilder final : public TreeBuilder {
+ public:
+  BestFirstBuilder(std::string_view name, bool (*reads)(SourceKind), const BuilderOptions& options)
+      : reads_(reads) {
+    OptionReader reader(name, options);
+    max_depth_ = reader.integer("max_depth", INT32_MAX, 0);
+    scores_ = read_score_options(name, reader);
+    reader.finish();
+  }
+
+  Proposal proposal() const override { return Proposal::kDeterministic; }
+  bool accepts(SourceKind kind) const override { return reads_(kind); }
+  std::unique_ptr<TreeGrowth> begin(int32_t node_budget, int32_t max_depth,
+                                    const RoundKey&) const override {
+    return best_first_growth(node_budget, std::min(max_depth_, max_depth), scores_);
+  }
+
+ private:
+  bool (*reads_)(SourceKind);
+  int32_t max_depth_;
+  ScoreOptions scores_;
+};
+
 }  // namespace
+
+std::unique_ptr<TreeBuilder> best_first_builder(std::string_view name, bool (*reads)(SourceKind),
+                                                const BuilderOptions& options) {
+  return std::make_unique<BestFirstBuilder>(name, reads, options);
+}
 
 std::unique_ptr<TreeGrowth> best_first_growth(int32_t node_budget, int32_t max_depth,
                                               const ScoreOptions& scores) {

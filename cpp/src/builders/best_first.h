@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string_view>
 
 #include "builders/scores.h"
 #include "treespec/tree_builder.h"
@@ -15,5 +16,10 @@ namespace treespec {
 /// come first (trees.md 0.3). O(N log N).
 std::unique_ptr<TreeGrowth> best_first_growth(int32_t node_budget, int32_t max_depth,
                                               const ScoreOptions& scores);
+
+/// A deterministic builder of this core: options `max_depth` and those of the scores. `name` lives
+/// for ever; `reads` says which sources, tables all of them.
+std::unique_ptr<TreeBuilder> best_first_builder(std::string_view name, bool (*reads)(SourceKind),
+                                                const BuilderOptions& options);
 
 }  // namespace treespec

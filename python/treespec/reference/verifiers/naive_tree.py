@@ -36,12 +36,13 @@ def verify(
 
     def solve(node: int) -> int:
         target, draft = rows_at(tree, node, target_probs, laws)
-        return _token_after(tree, node, target, draft, tosses)
+        return token_after(tree, node, target, draft, tosses)
 
     return follow(tree, solve)
 
 
-def _token_after(tree: Tree, node: int, target: Row, draft: Row | None, tosses: Coins) -> int:
+def token_after(tree: Tree, node: int, target: Row, draft: Row | None, tosses: Coins) -> int:
+    """The token-level rule for the first draw of a node; None: nothing was drawn."""
     if draft is None:
         return inverse_cdf(target, tosses.sample(node))
     token = int(tree.token[tree.draws[node][0]])

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from treespec.reference.coins import Coins
-from treespec.reference.residual import accepts, residual
 from treespec.reference.rng import RoundKey
-from treespec.reference.sampling import Row, inverse_cdf
 from treespec.reference.tree import Tree
+from treespec.reference.verifiers.naive_tree import token_after
 from treespec.reference.walk import follow, rows_at
 
 
@@ -33,18 +32,7 @@ def verify(
 
     def solve(node: int) -> int:
         target, draft = rows_at(tree, node, target_probs, laws)
-        return _token_after(tree, node, target, draft, tosses)
+        return token_after(tree, node, target, draft, tosses)
 
     return follow(tree, solve)
 
-
-def _token_after(tree: Tree, node: int, target: Row, draft: Row | None, tosses: Coins) -> int:
-    if draft is None:
-        return inverse_cdf(target, tosses.sample(node))
-    token = int(tree.token[tree.draws[node][0]])
-    if draft[token] == 0:  # a law that cannot have drawn it: no test, no update
-        return inverse_cdf(target, tosses.sample(node))
-    if accepts(tosses.accept(node, 0), target, draft, token):
-        return token
-    left = residual(target, draft)
-    return token if left is None else inverse_cdf(left, tosses.sample(node))
