@@ -399,10 +399,11 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     """Block efficiency over the budget, and the two findings."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(15, 9), layout="constrained")
     for axis, temperature in zip(axes[0], TEMPERATURES, strict=True):
         own = [row for row in results["rows"] if row["temperature"] == temperature]
-        for place, name in enumerate(dict.fromkeys(row["name"] for row in own)):
+        names = dict.fromkeys(row["name"] for row in results["rows"])  # one colour in both panels
+        for place, name in enumerate(names):
             mine = sorted((r["budget"], r["block_efficiency"]) for r in own if r["name"] == name)
             style = {"linestyle": "--"} if name in FIXED else {}
             axis.plot(
@@ -417,7 +418,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         axis.set(ylabel="tokens per target forward")
         axis.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
         axis.minorticks_off()
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     panels = (
         ("expected_and_accepted", "opt_tree", "expected acceptance of the tree", "accepted tokens"),
         ("draft_prob_and_acceptance", "dyspec", "draft probability", "share accepted"),
