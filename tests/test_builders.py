@@ -444,12 +444,6 @@ REFUSED = {
         "score_temperature",
         "1e-310",
     ),
-    "dyspec_threshold: what no slot can reach": (
-        "dyspec_threshold",
-        {"threshold": 2.0},
-        "threshold",
-        "2",
-    ),
     "eagle2: score_temperature": ("eagle2", {"score_temperature": -1}, "score_temperature", "-1"),
     "dtree: score_temperature": ("dtree", {"score_temperature": 0}, "score_temperature", "0"),
     "trie: score_temperature": ("trie", {"score_temperature": 0}, "score_temperature", "0"),

@@ -17,7 +17,7 @@ class DySpecThreshold final : public TreeBuilder {
   explicit DySpecThreshold(const BuilderOptions& options) {
     OptionReader reader("dyspec_threshold", options);
     max_depth_ = reader.integer("max_depth", INT32_MAX, 0);
-    threshold_ = reader.number("threshold", 0.0, 0.0, /*open=*/true, 1.0);
+    threshold_ = reader.number("threshold", 0.0, 0.0, /*open=*/true);
     calibration_ = read_calibration("dyspec_threshold", reader);
     reader.finish();
   }

@@ -41,8 +41,8 @@ def build(
     parent (in this order) up, draw up. Randomness: token t of a node's race takes purpose draft,
     the node's path slot, counter t.
     """
-    if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"dyspec_threshold: threshold must be in (0, 1], got {threshold}")
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"dyspec_threshold: threshold must be > 0, got {threshold}")
     if threshold is None:
         threshold = 1.0 / max(node_budget, 1)
     check_scores("dyspec_threshold", 1.0, calibration)
