@@ -35,4 +35,3 @@ def verify(
         return token_after(tree, node, target, draft, tosses)
 
     return follow(tree, solve)
-
