@@ -302,24 +302,24 @@ TREESPEC_SIMD int64_t count_at_least(const float* values, int64_t size, float le
 TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double scale,
                              const void* next, int64_t item_bytes) {
   constexpr int64_t kLanes = shared::kLanes;
+  constexpr int64_t kGroup = 64;  // lanes summed side by side: what fits the registers
   constexpr double kLog2E = 1.4426950408889634074;
   const auto factor = static_cast<float>(scale * kLog2E);
-  float lane[kLanes] = {};
-  int64_t t = 0;
-  for (; t + kLanes <= size; t += kLanes) {
-    // Fetch the block that follows while the arithmetic units are busy with this one.
-    const char* lines = static_cast<const char*>(next) + t * item_bytes;
-    for (int64_t i = 0; i < kLanes * item_bytes; i += 64) __builtin_prefetch(lines + i);
-    for (int64_t i = 0; i < kLanes; ++i) {
-      lane[i] += shared::exp2_nonpositive((block[t + i] - top) * factor);
+  const auto term = [&](int64_t t) { return shared::exp2_nonpositive((block[t] - top) * factor); };
+  double lane[kLanes];
+  for (int64_t group = 0; group < kLanes; group += kGroup) {
+    float sum[kGroup] = {};
+    int64_t t = group;
+    for (; t + kGroup <= size; t += kLanes) {
+      // Fetch the block that follows while the arithmetic units are busy with this one.
+      const char* lines = static_cast<const char*>(next) + t * item_bytes;
+      for (int64_t i = 0; i < kGroup * item_bytes; i += 64) __builtin_prefetch(lines + i);
+      for (int64_t i = 0; i < kGroup; ++i) sum[i] += term(t + i);
     }
+    for (int64_t i = 0; t + i < size && i < kGroup; ++i) sum[i] += term(t + i);
+    for (int64_t i = 0; i < kGroup; ++i) lane[group + i] = static_cast<double>(sum[i]);
   }
-  for (int64_t i = 0; t + i < size; ++i) {
-    lane[i] += shared::exp2_nonpositive((block[t + i] - top) * factor);
-  }
-  double sum = 0.0;
-  for (const float value : lane) sum += static_cast<double>(value);
-  return sum;
+  return shared::lane_tree(lane);
 }
 
 std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
