@@ -47,4 +47,45 @@ struct BuildRequest {
 void build_best_first(Stream stream, const ListSource& lists, int32_t max_depth,
                       const BuildRequest& request, const Trees& trees, uint32_t* status);
 
+/// Nodes whose rows are wanted next, as FrontierNode, in order: sequence b has
+/// `num_nodes[b]` of them, 0 when its tree is grown. Padding: index and parent -1, the rest 0.
+struct Frontier {
+  int32_t max_nodes = 0;         ///< room for a sequence
+  int32_t* num_nodes = nullptr;  ///< [batch]
+  int32_t* index = nullptr;      ///< [batch, max_nodes]: order of first hand-over, the root is 0
+  int32_t* parent = nullptr;     ///< [batch, max_nodes]: its parent's index
+  int32_t* token = nullptr;      ///< [batch, max_nodes]
+  int32_t* depth = nullptr;      ///< [batch, max_nodes]
+  int32_t* state = nullptr;      ///< [batch, max_nodes]
+};
+
+/// Options of `opt_tree` and `eagle2`; the defaults are opt_tree's with threshold 0.
+struct LayerOptions {
+  int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
+  int32_t max_calls = INT32_MAX;  ///< of the drafter
+  int32_t width = INT32_MAX;      ///< most nodes expanded per call, and children taken of each
+  double threshold = 0.0;         ///< stop when a layer adds no more expected acceptance than this
+  double width_ratio = 0.0;       ///< in [0, 1]; eagle2's
+  bool constant_growth = false;   ///< eagle2's growth "constant"; width_ratio must be 0
+};
+
+/// Layered builders, one launch per layer: begin_layers, then grow_layer for every drafter call
+/// until all frontiers are empty (a fixed number of times in a captured graph: a sequence without a
+/// frontier is left alone), then finish_layers. Equal to layered growth on the CPU over the same
+/// lists, ties included. `workspace` keeps the state in between. InvalidArgument: max_nodes - 1
+/// above kMostDrafted, a frontier too small for `options` and max_nodes, shapes out of range.
+/// Sources: Wang et al., "OPT-Tree", 2024, arXiv 2406.17276; Li et al., "EAGLE-2", 2024,
+/// arXiv 2406.16858; the parallel form is ours.
+size_t layers_workspace_bytes(int32_t batch, int32_t max_nodes);
+/// Starts with the frontier [root]. kOutOfBounds: a budget beyond the envelope, which cuts it.
+void begin_layers(Stream stream, const LayerOptions& options, const BuildRequest& request,
+                  const Trees& trees, void* workspace, const Frontier& frontier, uint32_t* status);
+/// Takes the rows of the frontier (kExpander: row i of a sequence is that of its node i), keeps the
+/// budget's best and replaces the frontier.
+void grow_layer(Stream stream, const LayerOptions& options, const ListSource& lists,
+                const Trees& trees, void* workspace, const Frontier& frontier, uint32_t* status);
+/// Writes every array of `trees`; max_draws must be at least max_nodes - 1.
+void finish_layers(Stream stream, const BuildRequest& request, const void* workspace,
+                   const Trees& trees);
+
 }  // namespace treespec::device
