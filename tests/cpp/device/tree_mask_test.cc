@@ -2,9 +2,10 @@
 // Layouts and masks of the device are bit for bit those of the CPU.
 #include "treespec/device/tree_mask.h"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -289,6 +290,28 @@ void broken_trees_are_reported_and_stay_in_bounds() {
   }
 }
 
+void what_padding_nodes_hold_does_not_matter() {
+  std::mt19937 random(7);
+  const TokenTree tree = test::random_tree(random, 10, 0);
+  const DeviceTrees clean({tree}, 40), littered({tree}, 40);
+  for (size_t i = 10; i < 40; ++i) {
+    poke(littered.view().parent, i, static_cast<int32_t>(i) - 9);
+    poke(littered.view().depth, i, 3);
+  }
+  const DeviceArray<int32_t> prefix(Ints{5});
+  const auto outputs = [&](const DeviceTrees& trees) {
+    const DeviceArray<uint32_t> bits(40 * 2), status(std::vector<uint32_t>(1, 0));
+    const DeviceArray<int32_t> numbers(4 * 40);
+    int32_t* to = numbers.data();
+    device::tree_layout(Stream{}, trees.view(), prefix.data(), {bits.data(), to, to + 40, to + 80},
+                        status.data());
+    device::preorder_intervals(Stream{}, trees.view(), to + 120, to + 80, status.data());
+    CHECK_EQUAL(status.to_host()[0], uint32_t{device::kOk});
+    return std::make_pair(bits.to_host(), numbers.to_host());
+  };
+  CHECK(outputs(clean) == outputs(littered));
+}
+
 void too_many_sequence_ids_are_reported() {
   std::mt19937 random(6);
   const TokenTree tree = test::random_tree(random, 30, 0);
@@ -349,6 +372,7 @@ int main() {
   the_device_gives_the_bits_of_the_cpu(6, 2, 300, 40);
   the_device_gives_the_bits_of_the_cpu(2, 1, 1025, 10);
   broken_trees_are_reported_and_stay_in_bounds();
+  what_padding_nodes_hold_does_not_matter();
   too_many_sequence_ids_are_reported();
   wrong_arguments_are_refused();
   return 0;
