@@ -81,6 +81,8 @@ struct MoveRows {
     auto* from = reinterpret_cast<Row*>(simt::shared_memory());
     Row* to = from + paths.max_depth + 1;
     auto* problem = reinterpret_cast<uint32_t*>(to + paths.max_depth + 1);
+    // Read now, so that it arrives with the lengths and not after them.
+    const KvBuffer buffer = cache.buffers[simt::block() / blocks_of_buffer];
     const int32_t base = prefix_length[b];
     const int32_t length = find_rows(b, base, from, to, problem);
     int32_t begin = 0;
@@ -88,7 +90,7 @@ struct MoveRows {
            from[begin].in_page == to[begin].in_page) {
       ++begin;
     }
-    if (begin < length) move(Moves{from, to, begin, length});
+    if (begin < length) move(buffer, Moves{from, to, begin, length});
     if (advanced != nullptr && simt::thread() == 0) advance(b, base + length);
   }
 
@@ -100,14 +102,18 @@ struct MoveRows {
     const int32_t accepted = paths.num_accepted[b];
     const bool in_range = accepted >= -1 && accepted <= paths.max_depth;
     const int32_t length = in_range ? accepted + 1 : 0;
-    // One thread reads the status: another block may be writing it.
-    if (simt::thread() == 0) *problem = status[b] | (in_range ? kOk : kOutOfBounds);
+    if (simt::thread() == 0) *problem = kOk;
     simt::sync_block();
-    for (int32_t d = simt::thread(); d < length; d += kThreads) {
-      const bool ascends = nodes[d] > (d == 0 ? -1 : nodes[d - 1]);
+    if (simt::thread() == 0) {  // one thread reads the status: another block may be writing it
+      simt::atomic_or(problem, status[b] | (in_range ? kOk : kOutOfBounds));
+    }
+    for (int32_t d = simt::thread(); d <= paths.max_depth; d += kThreads) {
+      const int32_t node = nodes[d];  // all that are there: the loads need not wait for the length
+      const int32_t previous = d == 0 ? -1 : nodes[d - 1];
+      if (d >= length) break;
+      if (node <= previous) simt::atomic_or(problem, uint32_t{kBadTree});
       const bool found =
-          find_row(b, int64_t{base} + nodes[d], from + d) && find_row(b, int64_t{base} + d, to + d);
-      if (!ascends) simt::atomic_or(problem, uint32_t{kBadTree});
+          find_row(b, int64_t{base} + node, from + d) && find_row(b, int64_t{base} + d, to + d);
       if (!found) simt::atomic_or(problem, uint32_t{kOutOfBounds});
     }
     simt::sync_block();
@@ -127,8 +133,7 @@ struct MoveRows {
     return out->page >= 0 && out->page < cache.num_pages;
   }
 
-  TREESPEC_DEVICE void move(const Moves& moves) const {
-    const KvBuffer buffer = cache.buffers[simt::block() / blocks_of_buffer];
+  TREESPEC_DEVICE void move(const KvBuffer& buffer, const Moves& moves) const {
     const int64_t ragged = static_cast<int64_t>(reinterpret_cast<uintptr_t>(buffer.data)) |
                            buffer.page_stride | buffer.outer_stride | buffer.row_stride |
                            buffer.row_bytes;

@@ -28,9 +28,9 @@ TREESPEC_DEVICE int32_t load_parents(const Trees& trees, int b, int32_t* parent,
   const int32_t* given = trees.parent + int64_t{b} * trees.max_nodes;
   bool bad = num_nodes != trees.num_nodes[b];
   for (int32_t i = simt::thread(); i < trees.max_nodes; i += kThreads) {
-    const int32_t p = i < num_nodes ? given[i] : -1;
-    const bool sound = i == 0 || i >= num_nodes ? p == -1 : p >= 0 && p < i;
-    parent[i] = sound ? p : -1;
+    const int32_t p = given[i];  // also of padding nodes: the load need not wait for num_nodes
+    const bool sound = i >= num_nodes || (i == 0 ? p == -1 : p >= 0 && p < i);
+    parent[i] = sound && i < num_nodes ? p : -1;
     bad = bad || !sound;
   }
   if (bad) report(status, b, kBadTree);

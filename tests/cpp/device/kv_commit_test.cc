@@ -79,7 +79,7 @@ struct Case {
       num_accepted.push_back(below(random, max_depth + 2) - 1);
       int32_t node = 0;
       for (int32_t d = 0; d <= max_depth; ++d) {
-        nodes.push_back(d <= num_accepted.back() ? node : -5);  // what follows is not read
+        nodes.push_back(d <= num_accepted.back() ? node : -5);  // what follows is ignored
         node += 1 + below(random, 2);
       }
     }

@@ -40,8 +40,8 @@ struct KvCache {
 struct AcceptedPaths {
   int32_t batch = 0;
   int32_t max_depth = 0;
-  /// [batch, max_depth + 1]: the root and the accepted nodes, ascending ids; what follows is not
-  /// read.
+  /// [batch, max_depth + 1]: the root and the accepted nodes, ascending ids; what follows is
+  /// ignored.
   const int32_t* nodes = nullptr;
   const int32_t* num_accepted = nullptr;  ///< [batch]; the root not counted; -1: nothing to commit
 };
