@@ -2,14 +2,13 @@
 #include "treespec/candidates.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <limits>
 #include <vector>
 
 #include "row_ops.h"
 #include "shared/block_sum.hd.h"
-#include "shared/math.hd.h"
+#include "shared/ranking.hd.h"
 #include "treespec/error.h"
 
 namespace treespec {
@@ -17,29 +16,6 @@ namespace {
 
 using shared::kBlock;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-/// A logit and its token in one word, larger for a better candidate: value down, token up.
-class Entry {
- public:
-  Entry(float value, int64_t token)
-      : word_(static_cast<uint64_t>(rising(value)) << 32 |
-              (UINT32_MAX - static_cast<uint32_t>(token))) {}
-  float value() const {
-    const auto bits = static_cast<uint32_t>(word_ >> 32);
-    return shared::bits_to_float((bits & kSign) != 0 ? bits ^ kSign : ~bits);
-  }
-  int32_t token() const { return static_cast<int32_t>(UINT32_MAX - static_cast<uint32_t>(word_)); }
-  bool operator>(const Entry& other) const { return word_ > other.word_; }
-
- private:
-  static constexpr uint32_t kSign = 0x80000000u;
-  /// Bits that rise with the value; -0 counts as 0.
-  static uint32_t rising(float value) {
-    const uint32_t bits = shared::float_to_bits(value + 0.0f);
-    return (bits & kSign) != 0 ? ~bits : bits ^ kSign;
-  }
-  uint64_t word_;
-};
 
 /// The best entries of a row. Takes what may be among them and cuts back when it has many; the
 /// least value of interest rises quickly, so that most lanes are passed over.
@@ -71,12 +47,14 @@ class Leaders {
     if (count() > limit_) cut();
   }
 
-  /// At most `width` entries, best first.
-  std::vector<Entry> take() const {
-    std::vector<Entry> best;
-    for (size_t i = 0; i < value_.size(); ++i) best.emplace_back(value_[i], token_[i]);
+  /// At most `width` entries as rank_word, best first.
+  std::vector<uint64_t> take() const {
+    std::vector<uint64_t> best;
+    for (size_t i = 0; i < value_.size(); ++i) {
+      best.push_back(shared::rank_word(value_[i], token_[i]));
+    }
     const auto kept = std::min(static_cast<std::ptrdiff_t>(width_), best.end() - best.begin());
-    std::partial_sort(best.begin(), best.begin() + kept, best.end(), std::greater<>());
+    std::partial_sort(best.begin(), best.begin() + kept, best.end());
     best.erase(best.begin() + kept, best.end());
     return best;
   }
@@ -138,13 +116,12 @@ struct BlockSums {
   }
   /// ln of the sum over the row of exp(scale * (x - row_top)).
   double log_mass(double scale) const {
-    const auto best = static_cast<double>(row_top());
+    const float best = row_top();
     double mass = 0.0;
     for (size_t b = 0; b < top.size(); ++b) {
-      if (top[b] == kLowest) continue;
-      mass += shared::exp_nonpositive((static_cast<double>(top[b]) - best) * scale) * sum[b];
+      mass += shared::block_mass(top[b], sum[b], best, scale);
     }
-    return -shared::log_unit(1.0 / mass);  // mass >= 1, and log_unit is for (0, 1]
+    return shared::log_mass(mass);
   }
 };
 
@@ -179,16 +156,18 @@ void rank_candidates(const RowsView& logits, int32_t width, double temperature, 
     const float top = sums.row_top();
     TREESPEC_CHECK(top != kLowest, "rank_candidates: logits must have a finite entry in row ", r);
     const double log_mass = sums.log_mass(scale);
-    std::vector<Entry> ranked;
-    for (const Entry& e : leaders.take()) {
-      const double relative = (static_cast<double>(e.value()) - static_cast<double>(top)) * scale;
-      ranked.emplace_back(static_cast<float>(std::min(relative - log_mass, 0.0)), e.token());
+    std::vector<uint64_t> ranked = leaders.take();
+    for (uint64_t& word : ranked) {
+      const float logit = shared::value_of_word(word);
+      word = shared::rank_word(shared::candidate_logprob(logit, top, scale, log_mass),
+                               shared::token_of_word(word));
     }
-    std::sort(ranked.begin(), ranked.end(), std::greater<>());  // rounding may have made new ties
+    std::sort(ranked.begin(), ranked.end());  // rounding may have made new ties
     for (int64_t k = 0; k < width; ++k) {
       const bool given = k < static_cast<int64_t>(ranked.size());
-      token[r * width + k] = given ? ranked[static_cast<size_t>(k)].token() : 0;
-      logprob[r * width + k] = given ? ranked[static_cast<size_t>(k)].value() : kLowest;
+      const uint64_t word = given ? ranked[static_cast<size_t>(k)] : 0;
+      token[r * width + k] = shared::token_of_word(word);
+      logprob[r * width + k] = given ? shared::value_of_word(word) : kLowest;
     }
   }
 }

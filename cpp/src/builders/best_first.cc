@@ -2,7 +2,6 @@
 #include "builders/best_first.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <limits>
 #include <numeric>
@@ -23,7 +22,8 @@ struct Candidate {
   uint64_t parent_rank;
 
   Candidate(float score, int32_t depth, int32_t parent, int32_t rank)
-      : score_depth(falling(score) << 32 | static_cast<uint32_t>(depth)),
+      : score_depth(static_cast<uint64_t>(shared::magnitude_of(score)) << 32 |
+                    static_cast<uint32_t>(depth)),
         parent_rank(static_cast<uint64_t>(static_cast<uint32_t>(parent)) << 32 |
                     static_cast<uint32_t>(rank)) {}
 
@@ -34,14 +34,6 @@ struct Candidate {
   friend bool operator<(const Candidate& a, const Candidate& b) {
     if (a.score_depth != b.score_depth) return a.score_depth < b.score_depth;
     return a.parent_rank < b.parent_rank;
-  }
-
- private:
-  /// Scores are never positive, so that their magnitude orders them; both zeros become 0.
-  static uint64_t falling(float score) {
-    uint32_t bits;
-    std::memcpy(&bits, &score, sizeof bits);
-    return bits & 0x7FFFFFFFu;
   }
 };
 

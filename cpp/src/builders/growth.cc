@@ -7,12 +7,6 @@
 #include "treespec/error.h"
 
 namespace treespec {
-namespace {
-
-/// Rounding of a log-softmax may leave a certain token slightly above 0.
-constexpr float kLargestLogprob = 1e-3f;
-
-}  // namespace
 
 TokenTree FrontierGrowth::finish() {
   TREESPEC_CHECK(frontier_.empty() && !finished_,
@@ -29,7 +23,7 @@ void FrontierGrowth::supply(ArrayView<const CandidateRow> rows) {
                  "), got ", rows.size());
   for (int64_t i = 0; i < rows.size(); ++i) {
     const int32_t looked_at = rows[i].ranked ? std::min(rows[i].size, 1) : rows[i].size;
-    TREESPEC_CHECK(row::all_at_most(rows[i].logprob, looked_at, kLargestLogprob),
+    TREESPEC_CHECK(row::all_at_most(rows[i].logprob, looked_at, shared::kLargestLogprob),
                    "TreeGrowth::supply: log-probabilities must be <= 0 and not NaN, row ", i,
                    " breaks this");
     take(i, rows[i]);

@@ -4,9 +4,12 @@
 
 #include <vector>
 
+#include "shared/scores.hd.h"
 #include "treespec/tree_builder.h"
 
 namespace treespec {
+
+using shared::child_score;
 
 /// Keeps the frontier and numbers its nodes in order of hand-over.
 class FrontierGrowth : public TreeGrowth {
@@ -20,11 +23,6 @@ class FrontierGrowth : public TreeGrowth {
  protected:
   /// The tree, when growing is over.
   virtual TokenTree assemble() = 0;
-
-  /// Score of a child. A rounded-up log-probability counts as 0: no child may outrank its parent.
-  static float child_score(float parent_score, float logprob) {
-    return parent_score + (logprob < 0.0f ? logprob : 0.0f);
-  }
 
   /// Called with row i right after it was checked, in order: long rows are still in the cache then.
   virtual void take(int64_t i, const CandidateRow& row) = 0;
