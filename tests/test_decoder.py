@@ -399,7 +399,7 @@ def test_a_stream_never_shows_half_a_character_or_half_a_stop_string(stop_case, 
                 assert result.text.startswith(shown)
             assert shown == result.text
             multibyte += "é" in shown or "€" in shown
-    assert multibyte > 5
+    assert multibyte > 2
 
 
 def test_stop_token_ids_end_the_text_and_are_kept():

@@ -155,11 +155,14 @@ def test_python_code_runs(code, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("code", blocks("cpp"))
 def test_cpp_code_compiles(code):
+    # Kernels among the examples are compiled against the emulation.
+    folders = ("cpp/include", "cpp/src", "tests/cpp/emulation", "cuda")
     done = subprocess.run(
         [
             os.environ.get("CXX", "c++"),
             *("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"),
-            *(f"-I{ROOT / 'cpp/include'}", f"-I{ROOT / 'cpp/src'}", "-x", "c++", "-"),
+            *(f"-I{ROOT / folder}" for folder in folders),
+            *("-x", "c++", "-"),
         ],
         input=code,
         capture_output=True,

@@ -485,7 +485,7 @@ ROWS = {
     "NaN logits": (
         lambda: treespec.verify_logits(chain(), np.full((2, 2), np.nan, FLOATS)),
         ValueError,
-        r"process_logits: row 0 must not contain NaN or \+inf",
+        r"target_logits: row 0 must not contain NaN or \+inf",
     ),
     "too few logits": (
         lambda: treespec.verify_logits(chain(), np.zeros((3, 2), FLOATS)),

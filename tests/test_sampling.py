@@ -80,8 +80,15 @@ def test_a_processed_row_equals_the_oracle(rng, params, dtype):
         for mask in (None, allowed):
             core = core_weights(row, **context, allowed=mask, **params)
             expected = oracle.process_logits(row, **context, allowed=mask, **params)
-            np.testing.assert_array_equal(core > 0, expected > 0)
-            np.testing.assert_allclose(core, expected, rtol=1e-5 if dtype != np.float64 else 1e-12)
+            assert_weights(core, expected, narrow=dtype != np.float64)
+
+
+def assert_weights(core, expected, narrow=True):
+    """Narrow rows are weighed in float32: 2e-5, and nothing below 2^-126 of the likeliest."""
+    least = 2.0**-125 if narrow else 0.0
+    np.testing.assert_array_equal((core > 0)[expected > least], True)
+    np.testing.assert_array_equal((core > 0)[expected == 0], False)
+    np.testing.assert_allclose(core, expected, rtol=2e-5 if narrow else 1e-12, atol=least)
 
 
 def hf_law(row, processors, ids=(0,)):
@@ -96,8 +103,7 @@ def hf_law(row, processors, ids=(0,)):
 
 
 def assert_law(weights, expected):
-    np.testing.assert_array_equal(weights > 0, expected > 0)
-    np.testing.assert_allclose(weights / weights.sum(), expected, rtol=1e-9)
+    assert_weights(weights / weights.max(), expected / expected.max())
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
@@ -254,7 +260,7 @@ def test_a_broken_row_is_refused(bad, params):
         row[:] = -np.inf
     else:
         allowed = [False] * 5
-    with pytest.raises(ValueError, match="process_logits: row"):
+    with pytest.raises(ValueError, match="target_logits: row"):
         core_weights(row, allowed=allowed, **params)
 
 
@@ -388,13 +394,14 @@ def test_the_race_needs_no_normaliser_and_sees_each_token_alone():
 
 def test_a_rare_token_does_not_win_by_a_coarse_uniform():
     # The upper 32 bits of this counter are ones: a 32-bit uniform would be 1, its arrival 0, and
-    # a token of probability 1e-12 would win. 53 bits give it its due of 7e-11 / 1e-12.
-    position, token = 5388, 19203
+    # a token of probability 1e-12 would win. 53 bits give it its due of 4e-11 / 1e-12.
+    position, token = 1328909, 2858
     assert _core.random53(0, 0, position, 4, 0, token) >> 21 == 2**32 - 1
     weights = np.zeros(token + 1)
-    weights[0], weights[token] = 1.0, 1e-12
-    assert oracle.sample_at_position(weights, 0, 0, position) == 0
-    assert _core.sample_at_position(weights, 0, 0, position) == 0
+    rival = token % 256  # of the same lane: the two meet in the last heat
+    weights[rival], weights[token] = 1.0, 1e-12
+    assert oracle.sample_at_position(weights, 0, 0, position) == rival
+    assert _core.sample_at_position(weights, 0, 0, position) == rival
     weights[token] = 1e-9
     assert _core.sample_at_position(weights, 0, 0, position) == token
 

@@ -131,13 +131,15 @@ inline void log_softmax(float* row, int64_t width) {
   for (int64_t t = 0; t < width; ++t) row[t] -= top + static_cast<float>(std::log(mass));
 }
 
-/// Copies of one block, together larger than any cache, handed out in turn.
+/// Copies of one block, handed out in turn; what is read of them is larger than any cache.
 template <class T>
 class Pool {
  public:
-  explicit Pool(const std::vector<T>& block)
+  /// `num_read`: elements of a block that a call reads; 0: all.
+  explicit Pool(const std::vector<T>& block, size_t num_read = 0)
       : size_(block.size()),
-        num_blocks_(std::max<size_t>(2, kPoolBytes / (size_ * sizeof(T)))),
+        num_blocks_(
+            std::max<size_t>(2, kPoolBytes / ((num_read > 0 ? num_read : size_) * sizeof(T)))),
         memory_(size_ * num_blocks_) {
     for (size_t i = 0; i < num_blocks_; ++i) {
       std::copy(block.begin(), block.end(), memory_.data() + i * size_);

@@ -34,7 +34,8 @@ void bench_verify(Report& report) {
   for (const int32_t node : {0, 1, 5}) {  // an accepted path
     block[static_cast<size_t>(node) * kVocab + static_cast<size_t>(node * 4 + 1)] = 40.0f;
   }
-  bench::Pool<float> pool(block);
+  constexpr size_t kVisited = 4;  // rows: the root and an accepted path of 3
+  bench::Pool<float> pool(block, kVisited * kVocab);
   // A law over a few tokens per row, as after truncation.
   treespec::DraftRows law;
   law.vocab_size = kVocab;

@@ -221,12 +221,12 @@ class SpeculativeDecoder::Run {
     const RowsView logits = target_.prefill(text_);
     check_logits(logits, 1, vocab_size_, "prefill");
     const TokenTree tree = root_tree(text_.back());
-    std::vector<double> weights(static_cast<size_t>(vocab_size_));
+    TargetRow row;
     process_logits(logits, 0, options_.sampling, {text_, prompt_length_}, {}, allowed_after(tree),
-                   weights.data());
+                   {}, row);
     const auto position = static_cast<uint32_t>(prompt_length_);
     std::vector<int32_t> emitted{
-        sample_at_position(weights, options_.seed, options_.sequence_id, position)};
+        sample_at_position(row, options_.seed, options_.sequence_id, position)};
     const std::optional<StopReason> stop = cut(emitted);
     if (draft_ != nullptr) {
       draft_->begin(text_, prompt_states());

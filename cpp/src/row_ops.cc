@@ -190,10 +190,12 @@ TREESPEC_SIMD uint64_t subtract_overlap(double* target, const double* draft, int
   return static_cast<uint64_t>(total);
 }
 
-TREESPEC_SIMD uint64_t overlap(const double* p, const double* q, int64_t size, double rho) {
+TREESPEC_SIMD uint64_t overlap(const double* target, const double* draft, int64_t size,
+                               double target_scale, double draft_scale, double rho) {
   int64_t total = 0;
   for (int64_t t = 0; t < size; ++t) {
-    total += shared::to_fixed(p[t] / rho < q[t] ? p[t] / rho : q[t]);
+    const double p = target[t] * target_scale, q = draft[t] * draft_scale;
+    total += shared::to_fixed(p / rho < q ? p / rho : q);
   }
   return static_cast<uint64_t>(total);
 }
@@ -264,12 +266,22 @@ void to_float(const void* data, DType dtype, int64_t first, int64_t size, float*
   }
 }
 
-TREESPEC_SIMD float lane_maxima(const float* block, int64_t size, float* lane_max) {
-  float lane[kMaxLanes];               // local: it cannot alias the block
-  uint32_t magnitude[kMaxLanes] = {};  // bits without the sign: NaN has the largest
-  for (float& top : lane) top = -std::numeric_limits<float>::infinity();
-  const auto look = [&](int64_t i, float x) {
-    const uint32_t bits = shared::float_to_bits(x) & 0x7FFFFFFFu;
+namespace {
+
+/// Bits without the sign: NaN has the largest.
+TREESPEC_INLINE uint32_t magnitude_of(float x) { return shared::float_to_bits(x) & 0x7FFFFFFFu; }
+TREESPEC_INLINE uint64_t magnitude_of(double x) {
+  return static_cast<uint64_t>(shared::double_to_bits(x)) & 0x7FFFFFFFFFFFFFFFu;
+}
+
+template <class T>
+TREESPEC_INLINE T lane_maxima_of(const T* block, int64_t size, T* lane_max) {
+  using Bits = decltype(magnitude_of(T{}));
+  T lane[kMaxLanes];  // local: it cannot alias the block
+  Bits magnitude[kMaxLanes] = {};
+  for (T& top : lane) top = -std::numeric_limits<T>::infinity();
+  const auto look = [&](int64_t i, T x) {
+    const Bits bits = magnitude_of(x);
     lane[i] = x > lane[i] ? x : lane[i];
     magnitude[i] = bits > magnitude[i] ? bits : magnitude[i];
   };
@@ -279,9 +291,18 @@ TREESPEC_SIMD float lane_maxima(const float* block, int64_t size, float* lane_ma
   }
   for (int64_t i = 0; t + i < size; ++i) look(i, block[t + i]);
   std::copy_n(lane, kMaxLanes, lane_max);
-  constexpr uint32_t kInfinity = 0x7F800000u;
-  const uint32_t largest = *std::max_element(magnitude, magnitude + kMaxLanes);
-  return largest > kInfinity ? std::numeric_limits<float>::quiet_NaN() : max(lane_max, kMaxLanes);
+  const Bits infinity = magnitude_of(std::numeric_limits<T>::infinity());
+  const bool sound = *std::max_element(magnitude, magnitude + kMaxLanes) <= infinity;
+  return sound ? max_of(lane, kMaxLanes) : std::numeric_limits<T>::quiet_NaN();
+}
+
+}  // namespace
+
+TREESPEC_SIMD float lane_maxima(const float* block, int64_t size, float* lane_max) {
+  return lane_maxima_of(block, size, lane_max);
+}
+TREESPEC_SIMD double lane_maxima(const double* block, int64_t size, double* lane_max) {
+  return lane_maxima_of(block, size, lane_max);
 }
 
 int32_t at_least(const float* values, int32_t size, float least, int32_t* places) {
@@ -299,31 +320,70 @@ TREESPEC_SIMD int64_t count_at_least(const float* values, int64_t size, float le
   return count;
 }
 
+namespace {
+
+constexpr int64_t kGroup = 64;  // lanes summed side by side: what fits the registers
+
+}  // namespace
+
 TREESPEC_SIMD double exp_sum(const float* block, int64_t size, float top, double scale,
                              const void* next, int64_t item_bytes) {
   constexpr int64_t kLanes = shared::kLanes;
-  constexpr int64_t kGroup = 64;  // lanes summed side by side: what fits the registers
-  constexpr double kLog2E = 1.4426950408889634074;
-  const auto factor = static_cast<float>(scale * kLog2E);
-  const auto term = [&](int64_t t) { return shared::exp2_nonpositive((block[t] - top) * factor); };
+  const int64_t whole = size / kLanes * kLanes;
   double lane[kLanes];
   for (int64_t group = 0; group < kLanes; group += kGroup) {
     float sum[kGroup] = {};
     int64_t t = group;
-    for (; t + kGroup <= size; t += kLanes) {
+    for (; t < whole; t += kLanes) {
       // Fetch the block that follows while the arithmetic units are busy with this one.
       const char* lines = static_cast<const char*>(next) + t * item_bytes;
       for (int64_t i = 0; i < kGroup * item_bytes; i += 64) __builtin_prefetch(lines + i);
-      for (int64_t i = 0; i < kGroup; ++i) sum[i] += term(t + i);
+      for (int64_t i = 0; i < kGroup; ++i) sum[i] += shared::exp_unit(block[t + i], top, scale);
     }
-    for (int64_t i = 0; t + i < size && i < kGroup; ++i) sum[i] += term(t + i);
+    for (int64_t i = 0; i < kGroup && t + i < size; ++i) {
+      sum[i] += shared::exp_unit(block[t + i], top, scale);
+    }
     for (int64_t i = 0; i < kGroup; ++i) lane[group + i] = static_cast<double>(sum[i]);
   }
   return shared::lane_tree(lane);
 }
 
-std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
-                          const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count) {
+double exp_sum(const double* block, int64_t size, double top, double scale, const void*, int64_t) {
+  double unit[shared::kBlock];
+  exp_units(block, size, top, scale, unit);
+  return lane_sum(unit, size);
+}
+
+TREESPEC_SIMD void exp_units(const float* block, int64_t size, float top, double scale,
+                             double* unit) {
+  for (int64_t t = 0; t < size; ++t) {
+    unit[t] = static_cast<double>(shared::exp_unit(block[t], top, scale));
+  }
+}
+
+TREESPEC_SIMD void exp_units(const double* block, int64_t size, double top, double scale,
+                             double* unit) {
+  for (int64_t t = 0; t < size; ++t) unit[t] = shared::exp_unit(block[t], top, scale);
+}
+
+TREESPEC_SIMD void lane_sums(const double* block, int64_t size, double* lane) {
+  double sum[shared::kLanes] = {};  // local: it cannot alias the block
+  for (int64_t begin = 0; begin < size; begin += shared::kLanes) {
+    const int64_t count = std::min(shared::kLanes, size - begin);
+    for (int64_t i = 0; i < count; ++i) sum[i] += block[begin + i];
+  }
+  std::copy_n(sum, shared::kLanes, lane);
+}
+
+double lane_sum(const double* block, int64_t size) {
+  double lane[shared::kLanes];
+  lane_sums(block, size, lane);
+  return shared::lane_tree(lane);
+}
+
+std::vector<int32_t> race(const Race& entries, const RoundKey& key, Purpose purpose,
+                          uint32_t node_slot, int32_t count) {
+  const auto [weights, size, token, first] = entries;
   Leaders leaders(count);
   uint64_t random[kRaceBlock];
   uint8_t hopeful[kRaceBlock];
@@ -333,7 +393,8 @@ std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t s
     // A truncated row has few positive weights per block: draw only theirs.
     const bool dense = token == nullptr && positive > kRaceBlock / 8;
     if (dense) {
-      random_block(key, purpose, node_slot, static_cast<uint32_t>(begin), end - begin, random);
+      random_block(key, purpose, node_slot, first + static_cast<uint32_t>(begin), end - begin,
+                   random);
       const int64_t left =
           mark_hopeful(weights + begin, random, end - begin, leaders.worst(), hopeful);
       for (int64_t t = begin; left > 0 && t < end; ++t) {
@@ -343,7 +404,8 @@ std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t s
     }
     for (int64_t t = begin; positive > 0 && t < end; ++t) {
       if (!(weights[t] > 0.0)) continue;
-      const auto id = static_cast<uint32_t>(token != nullptr ? token[t] : t);
+      const uint32_t id =
+          token != nullptr ? static_cast<uint32_t>(token[t]) : first + static_cast<uint32_t>(t);
       leaders.offer(t, weights[t], random53(key, purpose, node_slot, id));
     }
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "shared/block_sum.hd.h"
+#include "shared/math.hd.h"
 #include "treespec/array_view.h"
 #include "treespec/rng.h"
 
@@ -30,8 +31,9 @@ uint64_t residual(double* target, const double* draft, int64_t size, double targ
 /// target[t] = max(p - gamma * min(p / rho, q), 0) with p, q scaled; returns its fixed_sum.
 uint64_t subtract_overlap(double* target, const double* draft, int64_t size, double target_scale,
                           double draft_scale, double gamma, double rho);
-/// fixed_sum of min(p[t] / rho, q[t]).
-uint64_t overlap(const double* p, const double* q, int64_t size, double rho);
+/// fixed_sum of min(p / rho, q) with p, q scaled.
+uint64_t overlap(const double* target, const double* draft, int64_t size, double target_scale,
+                 double draft_scale, double rho);
 
 /// Largest value of the row; -inf for an empty one. NaN is not seen: see all_at_most.
 float max(const float* values, int64_t size);
@@ -77,33 +79,54 @@ class BlockReader {
 /// empty lane. Returns the largest, or NaN when the block has one.
 constexpr int64_t kMaxLanes = 128;
 float lane_maxima(const float* block, int64_t size, float* lane_max);
-/// Visits the places of a row whose values may be of interest; `hopeful(v)` must also hold for
-/// every value above v. Blocks and lanes whose best is not hopeful are passed over, so that a row
-/// of which little matters costs one read. The visits come in no particular order.
+double lane_maxima(const double* block, int64_t size, double* lane_max);
+/// Visits the places of a block whose values may be of interest; `hopeful(v)` must also hold for
+/// every value above v. Lanes whose best is not hopeful are passed over, so that a row of which
+/// little matters costs one read. The visits come in no particular order.
+template <class T, class Hopeful, class Visit>
+void scan_block(const T* block, int64_t size, Hopeful&& hopeful, Visit&& visit) {
+  T lane_max[kMaxLanes];
+  if (!hopeful(lane_maxima(block, size, lane_max))) return;
+  for (int64_t lane = 0; lane < kMaxLanes; ++lane) {
+    if (!hopeful(lane_max[lane])) continue;
+    for (int64_t t = lane; t < size; t += kMaxLanes) visit(t);
+  }
+}
+/// The same for a whole row.
 template <class Hopeful, class Visit>
 void scan(const float* values, int64_t size, Hopeful&& hopeful, Visit&& visit) {
-  float lane_max[kMaxLanes];
   for (int64_t begin = 0; begin < size; begin += shared::kBlock) {
     const int64_t block = size - begin < shared::kBlock ? size - begin : shared::kBlock;
-    if (!hopeful(lane_maxima(values + begin, block, lane_max))) continue;
-    for (int64_t lane = 0; lane < kMaxLanes; ++lane) {
-      if (!hopeful(lane_max[lane])) continue;
-      for (int64_t t = lane; t < block; t += kMaxLanes) visit(begin + t);
-    }
+    scan_block(values + begin, block, hopeful, [&](int64_t t) { visit(begin + t); });
   }
 }
 /// Places of the values >= least, ascending; returns how many. `places`: room for `size`.
 int32_t at_least(const float* values, int32_t size, float least, int32_t* places);
 int64_t count_at_least(const float* values, int64_t size, float least);
-/// Sum over the block of exp(scale * (x - top)), scale > 0; partition as in shared/block_sum.hd.h.
+
+/// Sum over a block of exp(scale * (x - top)), scale > 0, as shared/block_sum.hd.h has it.
 /// Prefetches `size * item_bytes` bytes from `next`, where the block that follows will come from.
 double exp_sum(const float* block, int64_t size, float top, double scale, const void* next,
                int64_t item_bytes);
+double exp_sum(const double* block, int64_t size, double top, double scale, const void* next,
+               int64_t item_bytes);
+/// unit[t] = shared::exp_unit(block[t], top, scale).
+void exp_units(const float* block, int64_t size, float top, double scale, double* unit);
+void exp_units(const double* block, int64_t size, double top, double scale, double* unit);
+/// Lane sums of a block of float64 values, and their sum by the same partition.
+void lane_sums(const double* block, int64_t size, double* lane);
+double lane_sum(const double* block, int64_t size);
 
-/// A weighted exponential race: ids of the `count` smallest -ln(U_t) / weight_t in ascending order
-/// (ties by id), fewer when fewer weights are positive. U_t = (random53 + 1) * 2^-53 of the counter
-/// (t, purpose, node_slot, key). `token`: draw index of entry t; null: t itself. Returns entries t.
-std::vector<int32_t> race(const double* weights, const int32_t* token, int64_t size,
-                          const RoundKey& key, Purpose purpose, uint32_t node_slot, int32_t count);
+/// A weighted exponential race: entries of the `count` smallest -ln(U_i) / weight_i in ascending
+/// order (ties by entry), fewer when fewer weights are positive. U_i = (random53 + 1) * 2^-53 of
+/// the counter (token, purpose, node_slot, key). `token`: of entry i; null: first + i.
+struct Race {
+  const double* weight;
+  int64_t size;
+  const int32_t* token;
+  uint32_t first;
+};
+std::vector<int32_t> race(const Race& entries, const RoundKey& key, Purpose purpose,
+                          uint32_t node_slot, int32_t count);
 
 }  // namespace treespec::row

@@ -4,74 +4,37 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <queue>
 #include <unordered_map>
 
 #include "row_ops.h"
+#include "shared/block_sum.hd.h"
 #include "shared/fixed_point.hd.h"
-#include "shared/half.hd.h"
 #include "treespec/error.h"
 
 namespace treespec {
 namespace {
 
-/// Scores of one row in the arithmetic of its dtype.
 template <class T>
-void load_scores(const RowsView& logits, int64_t row, std::vector<T>& scores) {
-  scores.resize(static_cast<size_t>(logits.width));
-  const int64_t at = row * logits.row_stride;
-  const auto convert = [&](const auto* data, auto to) {
-    for (int64_t t = 0; t < logits.width; ++t) scores[t] = static_cast<T>(to(data[at + t]));
-  };
-  switch (logits.dtype) {
-    case DType::kFloat32:
-      return convert(static_cast<const float*>(logits.data), [](float x) { return x; });
-    case DType::kFloat64:
-      return convert(static_cast<const double*>(logits.data), [](double x) { return x; });
-    case DType::kFloat16:
-      return convert(static_cast<const uint16_t*>(logits.data), shared::float16_to_float);
-    case DType::kBFloat16:
-      return convert(static_cast<const uint16_t*>(logits.data), shared::bfloat16_to_float);
-  }
-}
+constexpr T kImpossible = -std::numeric_limits<T>::infinity();
 
+/// Changes the scores of single tokens, in the arithmetic of the row's dtype.
 template <class T>
-class RowProcessor {
+class ScoreChanges {
  public:
-  RowProcessor(std::vector<T>& scores, const SamplingParams& params, int64_t row)
-      : scores_(scores), params_(params), row_(row) {}
+  ScoreChanges(T* scores, int64_t size, const SamplingParams& params)
+      : scores_(scores), size_(size), params_(params) {}
 
-  void run(const History& history, ArrayView<const int32_t> path, const uint32_t* allowed,
-           double* weights) {
-    check_finite();
+  void run(const History& history, ArrayView<const int32_t> path, const uint32_t* allowed) {
     for (const auto& [token, bias] : params_.logit_bias) {
-      TREESPEC_CHECK(token >= 0 && token < size(),
-                     "SamplingParams: logit_bias token must be in [0, ", size(), "), got ", token);
+      TREESPEC_CHECK(token >= 0 && token < size_,
+                     "SamplingParams: logit_bias token must be in [0, ", size_, "), got ", token);
       scores_[token] += static_cast<T>(bias);
     }
     if (params_.has_penalties()) penalise(history, path);
     if (allowed != nullptr) mask(allowed);
-    if (params_.temperature == 0.0) return one_hot(weights);
-    if (params_.temperature != 1.0) {
-      row::divide(scores_.data(), size(), static_cast<T>(params_.temperature));
-    }
-    if (params_.top_k > 0 && params_.top_k < size()) keep_top_k();
-    const double top = row::exp_row(scores_.data(), size(), weights);
-    TREESPEC_CHECK(std::isfinite(top), "process_logits: row ", row_,
-                   " must allow at least one token, every logit is -inf");
-    if (params_.top_p < 1.0) keep_top_p(weights);
-    if (params_.min_p > 0.0) keep_min_p(weights);
   }
 
  private:
-  static constexpr T kImpossible = -std::numeric_limits<T>::infinity();
-  int64_t size() const { return static_cast<int64_t>(scores_.size()); }
-
-  void check_finite() const {
-    const bool sound = row::all_at_most(scores_.data(), size(), std::numeric_limits<T>::max());
-    TREESPEC_CHECK(sound, "process_logits: row ", row_, " must not contain NaN or +inf");
-  }
-
   /// Repetition penalty: once per token seen anywhere. Presence, frequency: tokens after the
   /// prompt.
   void penalise(const History& history, ArrayView<const int32_t> path) {
@@ -85,7 +48,7 @@ class RowProcessor {
     for (const int32_t token : path) ++seen[token].generated;
     const T repetition = static_cast<T>(params_.repetition_penalty);
     for (const auto& [token, count] : seen) {
-      if (token < 0 || token >= size()) continue;  // e.g. image placeholders beyond the head
+      if (token < 0 || token >= size_) continue;  // e.g. image placeholders beyond the head
       T& score = scores_[token];
       if (params_.repetition_penalty != 1.0) {
         score = score < T{0} ? score * repetition : score / repetition;
@@ -98,92 +61,65 @@ class RowProcessor {
   }
 
   void mask(const uint32_t* allowed) {
-    for (int64_t t = 0; t < size(); ++t) {
-      if ((allowed[t / 32] >> (t % 32) & 1u) == 0) scores_[t] = kImpossible;
+    for (int64_t t = 0; t < size_; ++t) {
+      if ((allowed[t / 32] >> (t % 32) & 1u) == 0) scores_[t] = kImpossible<T>;
     }
   }
 
-  void one_hot(double* weights) const {
-    const int64_t best = row::argmax(scores_.data(), size());
-    TREESPEC_CHECK(scores_[best] > kImpossible, "process_logits: row ", row_,
-                   " must allow at least one token, every logit is -inf");
-    std::fill_n(weights, size(), 0.0);
-    weights[best] = 1.0;
-  }
-
-  /// Drops what is below the k-th largest value; its ties stay.
-  void keep_top_k() {
-    std::priority_queue<T, std::vector<T>, std::greater<T>> best;
-    for (const T score : scores_) {
-      if (static_cast<int32_t>(best.size()) < params_.top_k) {
-        best.push(score);
-      } else if (score > best.top()) {
-        best.pop();
-        best.push(score);
-      }
-    }
-    const T least = best.top();
-    for (T& score : scores_) {
-      if (score < least) score = kImpossible;
-    }
-  }
-
-  /// Keeps tokens, most likely first (ties by id), until the mass before a token reaches top_p.
-  void keep_top_p(double* weights) const {
-    const double mass = shared::from_raw_fixed(row::raw_fixed_sum(weights, size()));
-    // Sort only the head of the row: lower the cut until the head holds enough mass.
-    std::vector<int32_t> head;
-    double cut = 1.0 / 64.0;
-    int64_t held = 0;
-    while (true) {
-      head.clear();
-      held = 0;
-      for (int64_t t = 0; t < size(); ++t) {
-        if (weights[t] <= 0.0 || weights[t] < cut) continue;
-        head.push_back(static_cast<int32_t>(t));
-        held += shared::to_raw_fixed(weights[t]);
-      }
-      if (shared::from_raw_fixed(static_cast<uint64_t>(held)) >= params_.top_p * mass ||
-          cut == 0.0) {
-        break;
-      }
-      cut = cut > 1e-12 ? cut / 64.0 : 0.0;
-    }
-    std::sort(head.begin(), head.end(), [&](int32_t a, int32_t b) {
-      return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
-    });
-    std::vector<double> kept;
-    int64_t before = 0;
-    for (const int32_t t : head) {
-      if (!kept.empty() &&
-          shared::from_raw_fixed(static_cast<uint64_t>(before)) >= params_.top_p * mass) {
-        break;
-      }
-      kept.push_back(weights[t]);
-      before += shared::to_raw_fixed(weights[t]);
-    }
-    std::fill_n(weights, size(), 0.0);
-    for (size_t i = 0; i < kept.size(); ++i) weights[head[i]] = kept[i];
-  }
-
-  void keep_min_p(double* weights) const {
-    for (int64_t t = 0; t < size(); ++t) {
-      if (weights[t] < params_.min_p) weights[t] = 0.0;  // the largest weight is 1
-    }
-  }
-
-  std::vector<T>& scores_;
+  T* scores_;
+  int64_t size_;
   const SamplingParams& params_;
-  int64_t row_;
 };
 
-template <class T>
-void process(const RowsView& logits, int64_t row, const SamplingParams& params,
-             const History& history, ArrayView<const int32_t> path, const uint32_t* allowed,
-             double* weights) {
-  static thread_local std::vector<T> scores;  // kept: a vocabulary row is too large to map afresh
-  load_scores(logits, row, scores);
-  RowProcessor<T>(scores, params, row).run(history, path, allowed, weights);
+/// The scores of a row: the model's own, or a changed copy in `own`, which stands for every row.
+RowsView changed_scores(const RowsView& logits, int64_t row, const SamplingParams& params,
+                        const History& history, ArrayView<const int32_t> path,
+                        const uint32_t* allowed, TargetRow& own) {
+  if (!params.changes_scores() && allowed == nullptr) return logits;
+  const int64_t size = logits.width;
+  const int64_t first = row * logits.row_stride;
+  if (logits.dtype == DType::kFloat64) {
+    double* scores = own.own_scores(size, double{});
+    std::copy_n(static_cast<const double*>(logits.data) + first, size, scores);
+    ScoreChanges<double>(scores, size, params).run(history, path, allowed);
+    return {scores, DType::kFloat64, logits.num_rows, size, 0};
+  }
+  float* scores = own.own_scores(size, float{});
+  row::to_float(logits.data, logits.dtype, first, size, scores);
+  ScoreChanges<float>(scores, size, params).run(history, path, allowed);
+  return {scores, DType::kFloat32, logits.num_rows, size, 0};
+}
+
+/// Id of the largest score, lowest among ties.
+template <class T, class Read>
+int32_t largest(int64_t size, int64_t row, Read&& read) {
+  T lane_max[row::kMaxLanes];
+  T best = kImpossible<T>;
+  int64_t at = -1;
+  for (int64_t begin = 0; begin < size; begin += shared::kBlock) {
+    const int64_t count = std::min(shared::kBlock, size - begin);
+    const T* block = read(begin, count);
+    const T top = row::lane_maxima(block, count, lane_max);
+    TREESPEC_CHECK(top < std::numeric_limits<T>::infinity(), "target_logits: row ", row,
+                   " must not contain NaN or +inf");
+    if (top <= best) continue;
+    best = top;
+    at = begin + (std::find(block, block + count, top) - block);
+  }
+  TREESPEC_CHECK(at >= 0, "target_logits: row ", row,
+                 " must allow at least one token, every logit is -inf");
+  return static_cast<int32_t>(at);
+}
+
+int32_t largest_of(const RowsView& scores, int64_t row) {
+  const int64_t size = scores.width;
+  if (scores.dtype == DType::kFloat64) {
+    const double* data = static_cast<const double*>(scores.data) + row * scores.row_stride;
+    return largest<double>(size, row, [&](int64_t begin, int64_t) { return data + begin; });
+  }
+  row::BlockReader reader(scores, row);
+  return largest<float>(size, row,
+                        [&](int64_t begin, int64_t count) { return reader.read(begin, count); });
 }
 
 }  // namespace
@@ -214,21 +150,21 @@ void check_sampling(const SamplingParams& params) {
 
 void process_logits(const RowsView& logits, int64_t row, const SamplingParams& params,
                     const History& history, ArrayView<const int32_t> path, const uint32_t* allowed,
-                    double* weights) {
-  if (logits.dtype == DType::kFloat64) {
-    process<double>(logits, row, params, history, path, allowed, weights);
-  } else {
-    process<float>(logits, row, params, history, path, allowed, weights);
+                    ArrayView<const int32_t> without, TargetRow& out) {
+  const RowsView scores = changed_scores(logits, row, params, history, path, allowed, out);
+  if (params.temperature == 0.0) {
+    return out.load_one_hot(largest_of(scores, row), static_cast<int32_t>(logits.width), without);
   }
+  out.load_logits(scores, row, {params.temperature, params.top_k, params.top_p, params.min_p},
+                  without);
 }
 
-int32_t sample_at_position(ArrayView<const double> weights, uint64_t seed, uint32_t sequence_id,
-                           uint32_t position) {
-  const std::vector<int32_t> winner =
-      row::race(weights.data(), nullptr, weights.size(), {seed, sequence_id, position},
-                Purpose::kPosition, 0, 1);
-  TREESPEC_CHECK(!winner.empty(), "sample_at_position: weights must have a positive entry");
-  return winner.front();
+int32_t argmax_logits(const RowsView& logits, int64_t row, const SamplingParams& params,
+                      const History& history, ArrayView<const int32_t> path,
+                      const uint32_t* allowed) {
+  if (!params.changes_scores() && allowed == nullptr) return largest_of(logits, row);
+  static thread_local TargetRow own;  // kept: a vocabulary row is too large to map afresh
+  return largest_of(changed_scores(logits, row, params, history, path, allowed, own), row);
 }
 
 uint64_t fixed_sum(ArrayView<const double> values) {
@@ -239,10 +175,7 @@ int32_t inverse_cdf(ArrayView<const double> values, double u) {
   TREESPEC_CHECK(u >= 0.0 && u < 1.0, "inverse_cdf: u must be in [0, 1), got ", u);
   const uint64_t total = fixed_sum(values);
   TREESPEC_CHECK(total > 0, "inverse_cdf: values must have a positive sum");
-  // floor(u * total) without rounding: u is a multiple of 2^-53 below 1.
-  const auto wide =
-      static_cast<unsigned __int128>(static_cast<uint64_t>(u * 18446744073709551616.0));
-  const auto target = static_cast<uint64_t>((wide * total) >> 64);
+  const uint64_t target = shared::share_of(u, total);
   uint64_t cumulative = 0;
   for (int64_t t = 0; t < values.size(); ++t) {
     cumulative += static_cast<uint64_t>(shared::to_fixed(values[t]));

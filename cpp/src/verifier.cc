@@ -15,27 +15,28 @@ namespace {
 
 constexpr double kLargestSumError = 1e-3;
 
-/// Copies a row of probabilities and checks that it is one.
-template <class T>
-void copy_law(const char* who, const T* row, int64_t size, int32_t node, double* out) {
+/// Calls `visit(token, probability)` for a row and checks that it is a law.
+template <class T, class Visit>
+void read_law(const char* who, const T* row, int64_t size, int32_t node, Visit&& visit) {
   double sum = 0.0;
   bool sound = true;
   for (int64_t t = 0; t < size; ++t) {
-    out[t] = static_cast<double>(row[t]);
     sound &= row[t] >= T{0};  // false for NaN
-    sum += out[t];
+    sum += row[t];
+    visit(static_cast<int32_t>(t), static_cast<double>(row[t]));
   }
   TREESPEC_CHECK(sound, who, ": row ", node, " must not contain NaN or negative entries");
   TREESPEC_CHECK(std::abs(sum - 1.0) <= kLargestSumError, who, ": row ", node,
                  " must sum to 1 within ", kLargestSumError, ", got ", sum);
 }
 
-void load_law(const char* who, const RowsView& probs, int32_t node, double* out) {
+template <class Visit>
+void read_law(const char* who, const RowsView& probs, int32_t node, Visit&& visit) {
   const int64_t at = node * probs.row_stride;
   if (probs.dtype == DType::kFloat64) {
-    copy_law(who, static_cast<const double*>(probs.data) + at, probs.width, node, out);
+    read_law(who, static_cast<const double*>(probs.data) + at, probs.width, node, visit);
   } else {
-    copy_law(who, static_cast<const float*>(probs.data) + at, probs.width, node, out);
+    read_law(who, static_cast<const float*>(probs.data) + at, probs.width, node, visit);
   }
 }
 
@@ -75,23 +76,29 @@ bool is_chain(const TokenTree& tree) {
 
 }  // namespace
 
-int32_t TargetRows::argmax(int32_t node) {
-  weights_.resize(static_cast<size_t>(vocab_size()));
-  load(node, weights_.data());
-  return static_cast<int32_t>(row::argmax(weights_.data(), vocab_size()));
-}
-
 ProbabilityRows::ProbabilityRows(const RowsView& probs, int32_t num_nodes) : probs_(probs) {
   check_law_dtype("target_probs", probs.dtype);
   TREESPEC_CHECK(probs.num_rows == num_nodes && probs.width > 0, "target_probs: shape must be [",
                  num_nodes, ", V >= 1] for ", num_nodes, " nodes, got [", probs.num_rows, ", ",
                  probs.width, "]");
-  std::vector<double> scratch(static_cast<size_t>(probs.width));
-  for (int32_t i = 0; i < num_nodes; ++i) load_law("target_probs", probs_, i, scratch.data());
+  for (int32_t i = 0; i < num_nodes; ++i) {
+    read_law("target_probs", probs_, i, [](int32_t, double) {});
+  }
 }
 
-void ProbabilityRows::load(int32_t node, double* weights) {
-  load_law("target_probs", probs_, node, weights);
+void ProbabilityRows::load(int32_t node, ArrayView<const int32_t> without, TargetRow& row) {
+  row.load_weights(probs_, node, without);
+}
+
+int32_t ProbabilityRows::argmax(int32_t node) {
+  int32_t best = 0;
+  double most = 0.0;
+  read_law("target_probs", probs_, node, [&](int32_t token, double prob) {
+    if (prob <= most) return;
+    most = prob;
+    best = token;
+  });
+  return best;
 }
 
 LogitRows::LogitRows(const RowsView& logits, const TokenTree& tree, const SamplingParams& params,
@@ -106,52 +113,42 @@ LogitRows::LogitRows(const RowsView& logits, const TokenTree& tree, const Sampli
                  history.prompt_length);
 }
 
-void LogitRows::load(int32_t node, double* weights) {
+ArrayView<const int32_t> LogitRows::path_to(int32_t node) {
   path_.clear();
   for (int32_t i = node; i > 0; i = tree_.parent[i]) path_.push_back(tree_.token[i]);
-  const int64_t words = (logits_.width + 31) / 32;
-  process_logits(logits_, node, params_, history_, path_,
-                 allowed_ != nullptr ? allowed_ + node * words : nullptr, weights);
+  return path_;
+}
+
+const uint32_t* LogitRows::allowed_after(int32_t node) const {
+  return allowed_ != nullptr ? allowed_ + node * ((logits_.width + 31) / 32) : nullptr;
+}
+
+void LogitRows::load(int32_t node, ArrayView<const int32_t> without, TargetRow& row) {
+  process_logits(logits_, node, params_, history_, path_to(node), allowed_after(node), without,
+                 row);
 }
 
 int32_t LogitRows::argmax(int32_t node) {
-  const bool as_they_are =
-      !params_.has_penalties() && params_.logit_bias.empty() && allowed_ == nullptr;
-  // float32 blocks order float64 logits only roughly.
-  if (!as_they_are || logits_.dtype == DType::kFloat64) return TargetRows::argmax(node);
-  float best = -std::numeric_limits<float>::infinity();
-  int64_t at = -1;
-  float lane_max[row::kMaxLanes];
-  row::BlockReader reader(logits_, node);
-  for (int64_t begin = 0; begin < logits_.width; begin += reader.kBlock) {
-    const int64_t size = std::min(reader.kBlock, logits_.width - begin);
-    const float* block = reader.read(begin, size);
-    const float top = row::lane_maxima(block, size, lane_max);
-    TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(), "target_logits: row ", node,
-                   " must not contain NaN or +inf");
-    if (top <= best) continue;
-    best = top;
-    at = begin + (std::find(block, block + size, top) - block);
-  }
-  TREESPEC_CHECK(at >= 0, "target_logits: row ", node, " must have a token above -inf");
-  return static_cast<int32_t>(at);
+  return argmax_logits(logits_, node, params_, history_, path_to(node), allowed_after(node));
 }
 
 int32_t DraftLaw::vocab_size() const {
   return rows_ != nullptr ? rows_->vocab_size : static_cast<int32_t>(probs_.width);
 }
 
-void DraftLaw::load(int32_t node, int32_t vocab_size, double* probs) const {
-  std::fill_n(probs, vocab_size, 0.0);
-  if (rows_ == nullptr) {
-    load_law("draft_probs", probs_, node, probs);
-    return;
-  }
+void DraftLaw::load(int32_t node, std::vector<int32_t>& token, std::vector<double>& prob) const {
+  token.clear();
+  prob.clear();
+  const auto take = [&](int32_t t, double p) {
+    token.push_back(t);
+    prob.push_back(p);
+  };
+  if (rows_ == nullptr) return read_law("draft_probs", probs_, node, take);
   const int32_t row = rows_->row_of_node[node];
   const std::string problem = law_row_problem(*rows_, row);
   TREESPEC_CHECK(problem.empty(), "draft_probs: row of node ", node, " ", problem);
   for (int64_t e = rows_->row_offset[row]; e < rows_->row_offset[row + 1]; ++e) {
-    probs[rows_->token[e]] = rows_->prob[e];
+    take(rows_->token[e], rows_->prob[e]);
   }
 }
 

@@ -37,9 +37,11 @@ Weights weights_of(const py::object& logits, const SamplingParams& params,
   const RowsView view_of_row{row.data, float_dtype(row, "logits"), 1, row.shape[0], row.shape[0]};
   const IntArray history = int_array(history_ids, "history_ids");
   const IntArray path_ids = int_array(path, "path");
-  Weights out(static_cast<py::ssize_t>(row.shape[0]));
+  TargetRow law;
   process_logits(view_of_row, 0, params, {view(history), prompt_length}, view(path_ids),
-                 allowed_words(allowed, 1, row.shape[0]), out.mutable_data());
+                 allowed_words(allowed, 1, row.shape[0]), {}, law);
+  Weights out(static_cast<py::ssize_t>(row.shape[0]));
+  law.expand(out.mutable_data());
   return out;
 }
 
@@ -74,7 +76,10 @@ void bind_sampling(py::module_& m) {
   m.def(
       "sample_at_position",
       [](const Weights& weights, uint64_t seed, uint32_t sequence_id, uint32_t position) {
-        return sample_at_position(values_of(weights), seed, sequence_id, position);
+        const auto size = static_cast<int64_t>(weights.size());
+        TargetRow row;
+        row.load_weights({weights.data(), DType::kFloat64, 1, size, size}, 0);
+        return sample_at_position(row, seed, sequence_id, position);
       },
       py::arg("weights"), py::arg("seed"), py::arg("sequence_id"), py::arg("position"),
       "Winner of the exponential race keyed by position; distributed as the weights.");

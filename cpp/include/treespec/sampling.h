@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "treespec/array_view.h"
-#include "treespec/rng.h"
-#include "treespec/token_tree.h"
+#include "treespec/target_row.h"
 
 namespace treespec {
 
@@ -24,6 +23,8 @@ struct SamplingParams {
   double frequency_penalty = 0.0;   ///< over output + path, times the count
   std::vector<std::pair<int32_t, double>> logit_bias;
 
+  /// Whether the scores of single tokens change.
+  bool changes_scores() const { return has_penalties() || !logit_bias.empty(); }
   bool has_penalties() const {
     return repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
   }
@@ -38,21 +39,19 @@ struct History {
   int64_t prompt_length = 0;  ///< tokens of `token_ids` that are prompt
 };
 
-/// Processes one row of logits, `[V]` of any dtype, into unnormalised weights exp(score - max),
-/// `[V]` float64, 0 off the support. Arithmetic on scores is float32 for float32 and narrower
-/// logits (so that kept sets equal Hugging Face's), float64 for float64. `path`: tokens drafted
-/// after the history, root excluded. `allowed`: bitmask of ceil(V / 32) words or null. Temperature
-/// 0 gives weight 1 to the arg-max (lowest id among ties), 0 to the rest. Throws InvalidArgument on
-/// NaN, +inf, or an empty support.
+/// Processes one row of logits, `[V]` of any dtype, into a law. Arithmetic on scores is float32 for
+/// float32 and narrower logits (so that kept sets equal Hugging Face's), float64 for float64.
+/// `path`: tokens drafted after the history, root excluded. `allowed`: bitmask of ceil(V / 32)
+/// words or null. Temperature 0 gives weight 1 to the arg-max (lowest id among ties), 0 to the
+/// rest. `without`: see TargetRow. Throws InvalidArgument on NaN, +inf, or an empty support.
 void process_logits(const RowsView& logits, int64_t row, const SamplingParams& params,
                     const History& history, ArrayView<const int32_t> path, const uint32_t* allowed,
-                    double* weights);
+                    ArrayView<const int32_t> without, TargetRow& out);
 
-/// Token of a weighted exponential race: arg min over tokens of -ln(U_t) / weight_t, with U_t keyed
-/// by (seed, sequence, position, token), purpose kPosition. The winner is distributed as the
-/// normalised weights. Ties: lowest id. Throws InvalidArgument when no weight is positive.
-int32_t sample_at_position(ArrayView<const double> weights, uint64_t seed, uint32_t sequence_id,
-                           uint32_t position);
+/// The likeliest token of the processed row, lowest id among equals; errors as above.
+int32_t argmax_logits(const RowsView& logits, int64_t row, const SamplingParams& params,
+                      const History& history, ArrayView<const int32_t> path,
+                      const uint32_t* allowed);
 
 /// Order-free mass of a row: sum of floor(value * 2^60); equal for every summation order and
 /// device.

@@ -22,6 +22,7 @@
 #include "treespec/source.h"
 #include "treespec/stats.h"
 #include "treespec/stream.h"
+#include "treespec/target_row.h"
 #include "treespec/token_tree.h"
 #include "treespec/tree_builder.h"
 #include "treespec/tree_mask.h"

@@ -29,13 +29,10 @@ class TargetRows {
  public:
   virtual ~TargetRows() = default;
   virtual int32_t vocab_size() const = 0;
-  /// Unnormalised, finite, non-negative, some positive; `[V]` float64.
-  virtual void load(int32_t node, double* weights) = 0;
+  /// The law after `node`; `without` and what `row` borrows: see TargetRow.
+  virtual void load(int32_t node, ArrayView<const int32_t> without, TargetRow& row) = 0;
   /// The likeliest token after a node, lowest id among equals.
-  virtual int32_t argmax(int32_t node);
-
- private:
-  std::vector<double> weights_;
+  virtual int32_t argmax(int32_t node) = 0;
 };
 
 /// Rows that are laws already, `[N, V]` float32 or float64.
@@ -45,7 +42,8 @@ class ProbabilityRows final : public TargetRows {
   /// than 1e-3.
   ProbabilityRows(const RowsView& probs, int32_t num_nodes);
   int32_t vocab_size() const override { return static_cast<int32_t>(probs_.width); }
-  void load(int32_t node, double* weights) override;
+  void load(int32_t node, ArrayView<const int32_t> without, TargetRow& row) override;
+  int32_t argmax(int32_t node) override;
 
  private:
   RowsView probs_;
@@ -58,11 +56,13 @@ class LogitRows final : public TargetRows {
   LogitRows(const RowsView& logits, const TokenTree& tree, const SamplingParams& params,
             const History& history, const uint32_t* allowed);
   int32_t vocab_size() const override { return static_cast<int32_t>(logits_.width); }
-  void load(int32_t node, double* weights) override;
-  /// One pass over the logits in their own dtype when no processor can change their order.
+  void load(int32_t node, ArrayView<const int32_t> without, TargetRow& row) override;
   int32_t argmax(int32_t node) override;
 
  private:
+  const uint32_t* allowed_after(int32_t node) const;
+  ArrayView<const int32_t> path_to(int32_t node);
+
   RowsView logits_;
   const TokenTree& tree_;
   const SamplingParams& params_;
@@ -81,8 +81,8 @@ class DraftLaw {
 
   bool empty() const { return (rows_ == nullptr || rows_->empty()) && probs_.data == nullptr; }
   int32_t vocab_size() const;
-  /// Dense row of a node that drew, `[vocab_size]` float64, 0 beyond the law's own vocabulary.
-  void load(int32_t node, int32_t vocab_size, double* probs) const;
+  /// The entries of a node's row: tokens, ascending, with their probabilities (some may be 0).
+  void load(int32_t node, std::vector<int32_t>& token, std::vector<double>& prob) const;
 
  private:
   const DraftRows* rows_ = nullptr;

@@ -66,8 +66,8 @@ int32_t RowLaw::place_of(int32_t token) const {
 
 std::vector<int32_t> RowLaw::race(const std::vector<double>& weights, const RoundKey& key,
                                   uint32_t slot, int32_t count) const {
-  return row::race(weights.data(), dense_ ? nullptr : token_.data(), size(), key, Purpose::kDraft,
-                   slot, count);
+  return row::race({weights.data(), size(), dense_ ? nullptr : token_.data(), 0}, key,
+                   Purpose::kDraft, slot, count);
 }
 
 int32_t RowLaw::draw(const RoundKey& key, uint32_t slot, int32_t j) const {

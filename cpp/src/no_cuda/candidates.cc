@@ -6,12 +6,12 @@
 namespace treespec::device {
 
 size_t rank_candidates_workspace_bytes(int64_t /*num_rows*/, int64_t /*vocab_size*/) {
-  unsupported("rank_candidates_workspace_bytes");
+  throw_no_cuda("rank_candidates_workspace_bytes");
 }
 
 void rank_candidates(Stream /*stream*/, const LogitRows& /*logits*/, double /*temperature*/,
                      void* /*workspace*/, const CandidateLists& /*lists*/, uint32_t* /*status*/) {
-  unsupported("rank_candidates");
+  throw_no_cuda("rank_candidates");
 }
 
 }  // namespace treespec::device

@@ -8,7 +8,7 @@ namespace treespec::device {
 void build_best_first(Stream /*stream*/, const ListSource& /*lists*/, int32_t /*max_depth*/,
                       const BuildRequest& /*request*/, const Trees& /*trees*/,
                       uint32_t* /*status*/) {
-  unsupported("build_best_first");
+  throw_no_cuda("build_best_first");
 }
 
 size_t layers_workspace_bytes(int32_t /*batch*/, int32_t /*max_nodes*/) {

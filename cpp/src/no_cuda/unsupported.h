@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every entry of the device says in a build without CUDA.
 #pragma once
 
 #include "treespec/error.h"
 
-namespace treespec::device {
+namespace treespec {
 
-[[noreturn]] inline void unsupported(const char* who) {
-  throw Unsupported(
-      detail::message("device::", who, " needs CUDA; build treespec with a CUDA compiler"));
+/// What every CUDA entry does without CUDA.
+[[noreturn]] inline void throw_no_cuda(const char* who) {
+  throw Unsupported(detail::message(
+      who, ": treespec was built without CUDA; build it with a CUDA compiler on PATH"));
 }
 
-}  // namespace treespec::device
+}  // namespace treespec

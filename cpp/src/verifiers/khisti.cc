@@ -84,11 +84,13 @@ class Merge {
       : rank_(q.size()), order_(q.size()), law_(q.size(), 0.0) {
     std::iota(order_.begin(), order_.end(), 0);
     std::sort(order_.begin(), order_.end(), [&](int32_t x, int32_t y) {
+      if ((q[x] > 0.0) != (q[y] > 0.0)) return q[x] > 0.0;  // what is never drawn comes last
       const double left = p[x] - a[x] * q[x], right = p[y] - a[y] * q[y];
       return left != right ? left > right : x < y;
     });
     for (size_t i = 0; i < order_.size(); ++i) rank_[order_[i]] = static_cast<int32_t>(i);
-    size_ = std::min<int32_t>(kProgramSize, static_cast<int32_t>(order_.size()));
+    const auto drawable = std::count_if(q.begin(), q.end(), [](double x) { return x > 0.0; });
+    size_ = std::min(kProgramSize, static_cast<int32_t>(drawable));
     outside(q, a);
     program(p, q, a);
   }
@@ -160,7 +162,7 @@ class Khisti final : public TopDownVerifier {
       if (!keep) winner = list.place[k];
       law = merge.law();
     }
-    list.use_law(law, rows);
+    rows.replace_draft(std::move(law));
     const int32_t token = list.token[winner];
     if (rows.drawable(token) &&
         (rows.accepts(token, coins.accept(node, 0)) || rows.reject() == 0.0)) {
@@ -174,7 +176,7 @@ class Khisti final : public TopDownVerifier {
     Branching out;
     if (list.place.empty()) return out;
     std::vector<double> law = list.q;
-    std::vector<double> wins(list.token.size(), 0.0);  // for the draws at hand
+    std::vector<double> wins(list.q.size(), 0.0);  // for the draws at hand
     wins[list.place[0]] = 1.0;
     for (size_t k = 1; k < list.place.size(); ++k) {
       const Merge merge(list.p, list.q, law);
@@ -188,7 +190,7 @@ class Khisti final : public TopDownVerifier {
       wins[fresh] += taken;
       law = merge.law();
     }
-    list.use_law(law, rows);
+    rows.replace_draft(std::move(law));
     out.none = 0.0;
     std::vector<double> acceptance(wins.size(), 0.0);
     for (size_t x = 0; x < wins.size(); ++x) {
@@ -208,12 +210,13 @@ class Khisti final : public TopDownVerifier {
 
   /// The draws of a node, over the support of its law.
   struct List {
-    std::vector<int32_t> token;        // of the support
+    ArrayView<const int32_t> token;    // of the support
     std::vector<int32_t> place, draw;  // of each drawable draw: in the support, in the list
     std::vector<double> p, q;
 
     List(const TokenTree& tree, int32_t node, const RowPair& rows) {
-      rows.gather_support(token, p, q);
+      token = rows.support();
+      rows.normalised(p, q);
       const ArrayView<const int32_t> draws = tree.draws(node);
       for (int64_t j = 0; j < draws.size(); ++j) {
         if (!rows.drawable(tree.token[draws[j]])) continue;
@@ -224,11 +227,6 @@ class Khisti final : public TopDownVerifier {
     int32_t find(int32_t wanted) const {
       const auto at = std::lower_bound(token.begin(), token.end(), wanted);
       return at != token.end() && *at == wanted ? static_cast<int32_t>(at - token.begin()) : -1;
-    }
-    void use_law(const std::vector<double>& law, RowPair& rows) const {
-      std::vector<double> dense(static_cast<size_t>(rows.vocab_size()), 0.0);
-      for (size_t x = 0; x < token.size(); ++x) dense[token[x]] = law[x];
-      rows.replace_draft(std::move(dense));
     }
   };
 };

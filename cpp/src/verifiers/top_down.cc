@@ -41,6 +41,7 @@ std::vector<double> TopDownVerifier::node_probability(const TokenTree& tree,
     for (size_t j = 0; j < branch.accepted.size(); ++j) {
       reached[draws[static_cast<int64_t>(j)]] += reached[node] * branch.accepted[j];
     }
+    if (branch.none == 0.0) continue;  // and P may be empty
     for (const int32_t child : std::set<int32_t>(draws.begin(), draws.end())) {
       reached[child] += reached[node] * branch.none * rows.target(tree.token[child]);
     }

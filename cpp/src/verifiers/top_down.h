@@ -6,14 +6,9 @@
 #include <vector>
 
 #include "verifiers/row_pair.h"
+#include "verifiers/step.hd.h"
 
 namespace treespec {
-
-/// What one node decides: an accepted child, or (-1 and) a token.
-struct Step {
-  int32_t child = -1;
-  int32_t token = -1;
-};
 
 /// Lossless when the token emitted at a node (the accepted child's or the drawn one) follows P, for
 /// draws from the law the verifier takes (verification.md 0.3).

@@ -14,6 +14,9 @@ from treespec.reference.rng import Purpose, RoundKey, race_keys
 
 Row = npt.NDArray[np.float64]
 
+BLOCK = 4096  # tokens whose weights are summed together
+LANES = 256  # lane of a token: its id mod 256
+
 
 def fixed_sum(values: Any, bits: int = 60) -> int:
     """Order-free mass: sum of ``floor(value * 2^bits)`` as an integer."""
@@ -63,13 +66,28 @@ def draft_law(logprob: Any) -> npt.NDArray[np.float32]:
 
 
 def sample_at_position(weights: Any, seed: int, sequence_id: int, position: int) -> int:
-    """Winner of the race keyed by (seed, sequence, position, token); ties: lowest id."""
+    """Winner of a race in three heats, keyed by (seed, sequence, position, token); ties: lowest id.
+
+    Blocks of 4096 tokens race with their masses, draw index 2^23 + block; then the 256 lanes of
+    that block (token mod 256), draw index 2^22 + lane; then the tokens of that lane, draw index
+    token. So a draw takes a few hundred numbers, not one for every token.
+    """
     row = np.asarray(weights, dtype=np.float64)
     if not np.any(row > 0):
         raise ValueError("sample_at_position: some weight must be positive")
     key = RoundKey(seed, sequence_id, position)
-    keys = race_keys(key, Purpose.POSITION, 0, np.arange(len(row)), row)
-    return int(np.argmin(np.where(row > 0, keys, np.inf)))
+    starts = np.arange(0, len(row), BLOCK)
+    masses = np.array([fsum(row[start : start + BLOCK]) for start in starts])
+    first = BLOCK * _winner(key, 2**23 + np.arange(len(masses)), masses)
+    block = row[first : first + BLOCK]
+    lane = _winner(key, 2**22 + np.arange(LANES), [fsum(block[i::LANES]) for i in range(LANES)])
+    tokens = np.arange(first + lane, first + len(block), LANES)
+    return int(tokens[_winner(key, tokens, row[tokens])])
+
+
+def _winner(key: RoundKey, draw_indices: Any, weights: Any) -> int:
+    mass = np.asarray(weights, dtype=np.float64)
+    return int(np.argmin(race_keys(key, Purpose.POSITION, 0, draw_indices, mass)))
 
 
 def process_logits(

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Without CUDA every device op is there and says so.
+#include "check.h"
+#include "treespec/device.h"
+#include "treespec/device/kv_commit.h"
+#include "treespec/device/tree_mask.h"
+#include "treespec/error.h"
+
+int main() {
+  using namespace treespec;          // NOLINT
+  using namespace treespec::device;  // NOLINT
+  CHECK(!cuda_built());
+  CHECK_EQUAL(cuda_device_count(), 0);
+  CHECK_THROWS(Unsupported, tree_layout({}, {}, nullptr, {}, nullptr));
+  CHECK_THROWS(Unsupported, device::bool_mask({}, {}, {}, nullptr, {}, nullptr, nullptr));
+  CHECK_THROWS(Unsupported,
+               device::additive_mask({}, {}, {}, nullptr, {}, DType::kFloat32, nullptr, nullptr));
+  CHECK_THROWS(Unsupported, device::preorder_intervals({}, {}, nullptr, nullptr, nullptr));
+  CHECK_THROWS(Unsupported, device::sequence_ids({}, {}, 1, nullptr, nullptr, nullptr));
+  CHECK_THROWS(Unsupported, device::commit_kv({}, {}, {}, nullptr, nullptr));
+  CHECK_THROWS(Unsupported, commit_kv_and_advance({}, {}, {}, nullptr, nullptr, 0, nullptr));
+  CHECK_THROWS(Unsupported, commit_kv_workspace_bytes(1));
+  return 0;
+}
