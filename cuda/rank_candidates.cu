@@ -119,7 +119,7 @@ struct SumBlocks {
   static constexpr int kThreads = 128;
   static constexpr int kWarps = kThreads / simt::kWarpSize;
   Rows<Element> rows;
-  float factor;  // exp(scale * x) = 2^(factor * x)
+  double scale;
   Statistics out;
 
   TREESPEC_DEVICE void operator()() const {
@@ -165,7 +165,7 @@ struct SumBlocks {
     simt::unrolled<kChunk>([&](auto i) {
       float sum = 0.0f;
       simt::unrolled<kSteps>(
-          [&](auto step) { sum += shared::exp2_nonpositive((chunk[step][i] - top) * factor); });
+          [&](auto step) { sum += shared::exp_unit(chunk[step][i], top, scale); });
       lane[i] = static_cast<double>(sum);
     });
     double sum =
@@ -351,7 +351,6 @@ struct RankRow {
 template <class Element>
 void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
           const CandidateLists& lists, uint32_t* status) {
-  constexpr double kLog2E = 1.4426950408889634074;
   const RowsView& view = logits.rows;
   const int64_t num_blocks = shared::num_blocks(view.width);
   const Rows<Element> rows{static_cast<const typename Element::Stored*>(view.data),
@@ -364,7 +363,7 @@ void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
   const Statistics statistics = Statistics::at(workspace, view.num_rows, num_blocks);
   constexpr int kWarps = SumBlocks<Element>::kWarps;
   simt::launch(stream, {(view.num_rows * num_blocks + kWarps - 1) / kWarps},
-               SumBlocks<Element>{rows, static_cast<float>(scale * kLog2E), statistics});
+               SumBlocks<Element>{rows, scale, statistics});
   simt::launch(stream, {view.num_rows, 1, sizeof(typename RankRow<Element>::Shared)},
                RankRow<Element>{rows, scale, statistics, lists, status});
 }

@@ -12,21 +12,21 @@ void build_best_first(Stream /*stream*/, const ListSource& /*lists*/, int32_t /*
 }
 
 size_t layers_workspace_bytes(int32_t /*batch*/, int32_t /*max_nodes*/) {
-  unsupported("layers_workspace_bytes");
+  throw_no_cuda("layers_workspace_bytes");
 }
 void begin_layers(Stream /*stream*/, const LayerOptions& /*options*/,
                   const BuildRequest& /*request*/, const Trees& /*trees*/, void* /*workspace*/,
                   const Frontier& /*frontier*/, uint32_t* /*status*/) {
-  unsupported("begin_layers");
+  throw_no_cuda("begin_layers");
 }
 void grow_layer(Stream /*stream*/, const LayerOptions& /*options*/, const ListSource& /*lists*/,
                 const Trees& /*trees*/, void* /*workspace*/, const Frontier& /*frontier*/,
                 uint32_t* /*status*/) {
-  unsupported("grow_layer");
+  throw_no_cuda("grow_layer");
 }
 void finish_layers(Stream /*stream*/, const BuildRequest& /*request*/, const void* /*workspace*/,
                    const Trees& /*trees*/) {
-  unsupported("finish_layers");
+  throw_no_cuda("finish_layers");
 }
 
 }  // namespace treespec::device
