@@ -237,6 +237,63 @@ inline std::vector<CandidateRow> rows_of(const Tables& t, int32_t b,
   return rows;
 }
 
+/// The laws of drawn trees.
+class DeviceLaws {
+ public:
+  DeviceLaws(int32_t batch, int32_t max_nodes, int32_t width)
+      : max_nodes_(max_nodes),
+        row_(static_cast<size_t>(batch * max_nodes)),
+        offset_(static_cast<size_t>(batch * max_nodes + 1)),
+        token_(static_cast<size_t>(batch * max_nodes * width)),
+        prob_(static_cast<size_t>(batch * max_nodes * width)) {}
+  device::LawOutput view() const {
+    return {row_.data(), offset_.data(), token_.data(), prob_.data()};
+  }
+
+  /// Fails unless every node of sequence `b` has the law that `expected` gives it.
+  void check_equal_to(const TokenTree& expected, int32_t b) const {
+    const auto row = row_.to_host();
+    const auto offset = offset_.to_host();
+    const auto token = token_.to_host();
+    const auto prob = prob_.to_host();
+    const DraftRows& rows = expected.draft_probs;
+    for (int32_t i = 0; i < max_nodes_; ++i) {
+      const auto at = static_cast<size_t>(b * max_nodes_ + i);
+      const int32_t theirs =
+          rows.empty() || i >= expected.num_nodes() ? -1 : rows.row_of_node[static_cast<size_t>(i)];
+      CHECK_EQUAL(row[at], theirs < 0 ? -1 : static_cast<int32_t>(at));
+      if (theirs < 0) {
+        CHECK_EQUAL(offset[at], offset[at + 1]);
+        continue;
+      }
+      const int64_t begin = rows.row_offset[static_cast<size_t>(theirs)];
+      const int64_t size = rows.row_offset[static_cast<size_t>(theirs) + 1] - begin;
+      CHECK_EQUAL(offset[at + 1] - offset[at], size);
+      CHECK(std::memcmp(&token[static_cast<size_t>(offset[at])],
+                        &rows.token[static_cast<size_t>(begin)],
+                        4 * static_cast<size_t>(size)) == 0);
+      CHECK(std::memcmp(&prob[static_cast<size_t>(offset[at])],
+                        &rows.prob[static_cast<size_t>(begin)],
+                        4 * static_cast<size_t>(size)) == 0);
+    }
+  }
+
+ private:
+  int32_t max_nodes_;
+  DeviceArray<int32_t> row_;
+  DeviceArray<int64_t> offset_;
+  DeviceArray<int32_t> token_;
+  DeviceArray<float> prob_;
+};
+
+inline std::vector<RoundKey> random_keys(std::mt19937& random, int32_t batch) {
+  std::vector<RoundKey> keys;
+  for (int32_t b = 0; b < batch; ++b) {
+    keys.push_back({random(), static_cast<uint32_t>(random()), static_cast<uint32_t>(random())});
+  }
+  return keys;
+}
+
 inline std::vector<uint32_t> no_status(int32_t batch) {
   return std::vector<uint32_t>(static_cast<size_t>(batch), device::kOk);
 }
