@@ -7,6 +7,7 @@
 #include "row_sums.cuh"
 #include "shared/fixed_point.hd.h"
 #include "treespec/rng.h"
+#include "truncation.cuh"
 
 namespace treespec::device {
 
@@ -34,7 +35,11 @@ struct WalkContext {
     uint64_t mass[kMostBlocks];
     double scale[kMostBlocks];
     double block_mass[kMostBlocks];
-    uint64_t share[kBlock];
+    union {
+      uint64_t share[kBlock];
+      typename RankSearch<kThreads>::Shared search;
+      uint32_t marks[kThreads / simt::kWarpSize][kMarkWords];
+    };
     uint64_t scratch[kThreads / simt::kWarpSize];
     double real_scratch[kThreads / simt::kWarpSize];
     Arrival arrival[kThreads / simt::kWarpSize];
@@ -47,6 +52,7 @@ struct WalkContext {
   Shared* shared;
   int64_t first_row;  // of this sequence
   double scale;       // 1 / temperature
+  Sampling sampling;
   uint32_t problem = kOk;
 };
 
@@ -67,7 +73,9 @@ class DevicePair {
     law_ =
         drew && context_->law.row_of_node != nullptr ? LawRow::of(context_->law, node_) : LawRow{};
     if (!law_.sound) context_->problem |= kOutOfBounds;
-    if (!law_.sound || !weigh_blocks()) return false;
+    truncated_ = is_truncated(context_->sampling, context_->rows.size);
+    if (!law_.sound || !weigh_blocks(context_->sums.sum)) return false;
+    if (truncated_) truncate();
     uint64_t raw = 0, draft = 0;
     for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
       target_[i] = weight(law_.token_of(i));
@@ -145,7 +153,7 @@ class DevicePair {
   /// A token from the current P: inverse CDF over the blocks, then over the tokens of one.
   TREESPEC_DEVICE int32_t sample(double u) const {
     typename Context::Shared& s = *context_->shared;
-    weigh_blocks();
+    weigh_blocks(truncated_ ? context_->sums.kept : context_->sums.sum);
     for (int32_t b = simt::thread(); b < context_->rows.num_blocks; b += kThreads) {
       s.mass[b] = static_cast<uint64_t>(shared::to_fixed(rest_scale_ * s.block_mass[b]));
     }
@@ -191,7 +199,7 @@ class DevicePair {
   /// The likeliest token of a row that was summed at temperature 0; -1: the row is no law.
   TREESPEC_DEVICE int32_t argmax(int32_t node) {
     node_ = context_->first_row + node;
-    if (!weigh_blocks()) return -1;
+    if (!weigh_blocks(context_->sums.sum)) return -1;
     const int64_t at = node_ * context_->rows.num_blocks;
     int32_t best = 0;
     for (int32_t b = 1; b < context_->rows.num_blocks; ++b) {
@@ -221,7 +229,7 @@ class DevicePair {
 
   /// Fills `scale` and `block_mass` of all blocks; false, and the problem is noted, when the row
   /// has NaN, +inf, or nothing.
-  TREESPEC_DEVICE bool weigh_blocks() const {
+  TREESPEC_DEVICE bool weigh_blocks(const double* sum) const {
     typename Context::Shared& s = *context_->shared;
     const int32_t num_blocks = context_->rows.num_blocks;
     const float* top = context_->sums.top + node_ * num_blocks;
@@ -238,7 +246,7 @@ class DevicePair {
     for (int32_t b = simt::thread(); b < num_blocks; b += kThreads) {
       const double below = static_cast<double>(top[b]) - static_cast<double>(row_top);
       s.scale[b] = top[b] == kLowest ? 0.0 : shared::exp_nonpositive(below * context_->scale);
-      s.block_mass[b] = s.scale[b] * context_->sums.sum[node_ * num_blocks + b];
+      s.block_mass[b] = s.scale[b] * sum[node_ * num_blocks + b];
     }
     simt::sync_block();
     return true;
@@ -252,18 +260,113 @@ class DevicePair {
     return rest;
   }
 
-  /// exp of a logit relative to the top of its block; 0 in a block of no possible token.
-  TREESPEC_DEVICE double unit(int32_t token) const {
+  TREESPEC_DEVICE float score(int32_t token) const {
+    return Element::value(context_->rows.row(node_)[token]);
+  }
+  TREESPEC_DEVICE double unit_of(float logit, int32_t token) const {
     const int32_t b = token / static_cast<int32_t>(kBlock);
     const float top = context_->sums.top[node_ * context_->rows.num_blocks + b];
     if (top == kLowest) return 0.0;
-    const float logit = Element::value(context_->rows.row(node_)[token]);
     return static_cast<double>(shared::exp_unit(logit, top, context_->scale));
+  }
+  TREESPEC_DEVICE double scale_of(int32_t token) const {
+    return context_->shared->scale[token / static_cast<int32_t>(kBlock)];
+  }
+  /// exp of a logit relative to the top of its block; 0 for what is truncated.
+  TREESPEC_DEVICE double unit(int32_t token) const {
+    const float logit = score(token);
+    const double all = unit_of(logit, token);
+    return !truncated_ || kept_.holds(logit, token, scale_of(token) * all) ? all : 0.0;
   }
   TREESPEC_DEVICE double weight(int32_t token) const {
     if (token < 0 || token >= context_->rows.size) return 0.0;
-    const double scale = context_->shared->scale[token / static_cast<int32_t>(kBlock)];
+    const double scale = scale_of(token);
     return scale > 0.0 ? scale * unit(token) : 0.0;
+  }
+
+  /// Finds out what stays, and sums the blocks of that again.
+  TREESPEC_DEVICE void truncate() {
+    const Sampling& sampling = context_->sampling;
+    const bool few = keeps_few(sampling, context_->rows.size);
+    kept_ = Kept{};
+    kept_.temperature = static_cast<float>(sampling.temperature);
+    if (few) {
+      const auto wanted = static_cast<uint64_t>(sampling.top_k);
+      const uint64_t kth = search([](float, int32_t) { return uint64_t{1}; },
+                                  [wanted](uint64_t before) { return before < wanted; });
+      if (kth != UINT64_MAX) kept_.least = shared::value_of_word(kth) / kept_.temperature;
+    }
+    if (sampling.top_p < 1.0) {
+      const auto mass_of = [&](float logit, int32_t token) {
+        const double weight = scale_of(token) * unit_of(logit, token);
+        return static_cast<uint64_t>(shared::to_raw_fixed(weight));
+      };
+      double mass = rest_of_row();
+      if (few) {
+        uint64_t held = 0;
+        for_all([&](float logit, int32_t token) { held += mass_of(logit, token); });
+        mass = shared::from_raw_fixed(sum(held));
+      }
+      const double enough = sampling.top_p * mass;
+      kept_.last = search(
+          mass_of, [enough](uint64_t before) { return shared::from_raw_fixed(before) < enough; });
+    }
+    kept_.min_p = sampling.min_p;
+    sum_kept();
+    weigh_blocks(context_->sums.kept);
+  }
+
+  /// visit(score, token) for this thread's share of the tokens that top-k keeps.
+  template <class Visit>
+  TREESPEC_DEVICE void for_all(const Visit& visit) const {
+    for (int32_t t = simt::thread(); t < context_->rows.size; t += kThreads) {
+      const float logit = score(t);
+      if (kept_.by_top_k(logit)) visit(logit, t);
+    }
+  }
+
+  /// RankSearch over the tokens that top-k keeps; `amount(score, token)`.
+  template <class Amount, class More>
+  TREESPEC_DEVICE uint64_t search(const Amount& amount, const More& more) const {
+    return RankSearch<kThreads>::run(
+        context_->shared->search,
+        [&](const auto& take) {
+          for_all([&](float logit, int32_t token) {
+            take(shared::rank_word(logit, token), amount(logit, token));
+          });
+        },
+        more);
+  }
+
+  /// Sums of the blocks over what stays, without the law's tokens: a warp for every block.
+  TREESPEC_DEVICE void sum_kept() const {
+    constexpr int kWarps = kThreads / simt::kWarpSize;
+    const int32_t num_blocks = context_->rows.num_blocks;
+    uint32_t* marks = context_->shared->marks[simt::warp()];
+    simt::sync_block();
+    for (int32_t b = simt::warp(); b < num_blocks; b += kWarps) {
+      const int64_t at = node_ * num_blocks + b;
+      const int32_t begin = b * static_cast<int32_t>(kBlock);
+      const float top = context_->sums.top[at];
+      LogitBlock<Element> block;
+      block.load(context_->rows.row(node_), begin, context_->rows.size);
+      uint8_t left_out[kSteps] = {};
+      mark_law(law_, begin, marks, left_out);
+      simt::unrolled<kSteps>([&](auto step) {
+        simt::unrolled<kChunk>([&](auto i) {
+          const int32_t token =
+              begin + step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
+          const float logit = block.chunk[step][i];
+          const double weight =
+              top == kLowest ? 0.0 : context_->shared->scale[b] * unit_of(logit, token);
+          if (!kept_.holds(logit, token, weight))
+            left_out[step] = static_cast<uint8_t>(left_out[step] | 1u << i);
+        });
+      });
+      const double sum = top == kLowest ? 0.0 : block.exp_sum(top, context_->scale, left_out);
+      if (simt::lane() == 0) context_->sums.kept[at] = sum;
+    }
+    simt::sync_block();
   }
 
   /// Multiplies P at the law's tokens; returns their sum.
@@ -379,6 +482,8 @@ class DevicePair {
   double* target_ = nullptr;
   double* draft_ = nullptr;
   LawRow law_;
+  Kept kept_;
+  bool truncated_ = false;
   int64_t node_ = 0;  // row of the batch
   uint64_t target_sum_ = 0, draft_sum_ = 0;
   double rest_scale_ = 0.0, rest_mass_ = 0.0;

@@ -12,17 +12,19 @@ namespace treespec::device {
 /// Sums of the blocks of all rows, in the workspace.
 struct RowSums {
   double* sum;   // [num_rows, num_blocks], of the units, without the tokens of the law
+  double* kept;  // [num_rows, num_blocks], the same of what truncation keeps; of visited rows
   float* top;    // [num_rows, num_blocks]; NaN if the block has one
   int32_t* arg;  // [num_rows, num_blocks], first entry of the block that equals `top`
 
   static size_t bytes(int64_t num_rows, int64_t num_blocks) {
     return static_cast<size_t>(num_rows * num_blocks) *
-           (sizeof(double) + sizeof(float) + sizeof(int32_t));
+           (2 * sizeof(double) + sizeof(float) + sizeof(int32_t));
   }
   static RowSums at(void* workspace, int64_t num_rows, int64_t num_blocks) {
+    const int64_t size = num_rows * num_blocks;
     auto* sum = static_cast<double*>(workspace);
-    auto* top = reinterpret_cast<float*>(sum + num_rows * num_blocks);
-    return {sum, top, reinterpret_cast<int32_t*>(top + num_rows * num_blocks)};
+    auto* top = reinterpret_cast<float*>(sum + 2 * size);
+    return {sum, sum + size, top, reinterpret_cast<int32_t*>(top + size)};
   }
 };
 
@@ -79,12 +81,39 @@ struct LawRow {
   }
 };
 
+constexpr int kMarkWords = kBlock / 32;  // a bit per entry of a block
+
+/// Sets the bits of this thread's entries that the law lists; `bits`: kMarkWords of shared memory
+/// of the warp's own.
+TREESPEC_DEVICE void mark_law(const LawRow& row, int32_t begin, uint32_t* bits, uint8_t* left_out) {
+  for (int w = simt::lane(); w < kMarkWords; w += simt::kWarpSize) bits[w] = 0;
+  simt::sync_warp();
+  const int32_t end = row.lower_bound(begin + static_cast<int32_t>(kBlock));
+  for (int32_t e = row.lower_bound(begin) + simt::lane(); e < end; e += simt::kWarpSize) {
+    const int32_t place = row.token_of(e) - begin;
+    if (place < 0 || place >= kBlock) continue;  // a row that does not ascend
+    simt::atomic_or(&bits[place / 32], 1u << (place % 32));
+  }
+  simt::sync_warp();
+  simt::unrolled<kSteps>([&](auto step) {
+    const int place = step * static_cast<int>(shared::kLanes) + simt::lane() * kChunk;
+    left_out[step] = static_cast<uint8_t>(bits[place / 32] >> (place % 32) & 0xFFu);
+  });
+}
+
+TREESPEC_DEVICE bool keeps_few(const Sampling& sampling, int32_t vocab_size) {
+  return sampling.top_k > 0 && sampling.top_k < vocab_size;
+}
+TREESPEC_DEVICE bool is_truncated(const Sampling& sampling, int32_t vocab_size) {
+  return keeps_few(sampling, vocab_size) || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+}
+
 /// One warp per block of a row.
 template <class Element>
 struct SumRows {
   static constexpr int kThreads = 128;
   static constexpr int kWarps = kThreads / simt::kWarpSize;
-  static constexpr size_t kSharedBytes = kWarps * kBlock / 8;
+  static constexpr size_t kSharedBytes = kWarps * kMarkWords * sizeof(uint32_t);
 
   Rows<Element> rows;
   Trees trees;
@@ -110,7 +139,12 @@ struct SumRows {
       arg = simt::warp_reduce(first_equal(block, top), simt::Min{});
     } else if (top > kLowest) {
       uint8_t left_out[kSteps] = {};
-      if (drew(r, b)) mark(LawRow::of(law, r), begin, left_out);
+      // The sums of a row that will be truncated are those of the whole.
+      const bool truncated = is_truncated(temperatures.sampling[b], rows.size);
+      if (!truncated && drew(r, b)) {
+        auto* bits = reinterpret_cast<uint32_t*>(simt::shared_memory()) + simt::warp() * kMarkWords;
+        mark_law(LawRow::of(law, r), begin, bits, left_out);
+      }
       sum = block.exp_sum(top, 1.0 / temperature, left_out);
     }
     if (simt::lane() != 0) return;
@@ -136,25 +170,6 @@ struct SumRows {
       });
     });
     return first;
-  }
-
-  /// Sets the bits of this thread's entries that the law lists.
-  TREESPEC_DEVICE void mark(const LawRow& row, int32_t begin, uint8_t* left_out) const {
-    auto* bits = reinterpret_cast<uint32_t*>(simt::shared_memory() + simt::warp() * (kBlock / 8));
-    constexpr int kWords = kBlock / 32;
-    for (int w = simt::lane(); w < kWords; w += simt::kWarpSize) bits[w] = 0;
-    simt::sync_warp();
-    const int32_t end = row.lower_bound(begin + static_cast<int32_t>(kBlock));
-    for (int32_t e = row.lower_bound(begin) + simt::lane(); e < end; e += simt::kWarpSize) {
-      const int32_t place = row.token_of(e) - begin;
-      if (place < 0 || place >= kBlock) continue;  // a row that does not ascend
-      simt::atomic_or(&bits[place / 32], 1u << (place % 32));
-    }
-    simt::sync_warp();
-    simt::unrolled<kSteps>([&](auto step) {
-      const int place = step * static_cast<int>(shared::kLanes) + simt::lane() * kChunk;
-      left_out[step] = static_cast<uint8_t>(bits[place / 32] >> (place % 32) & 0xFFu);
-    });
   }
 };
 

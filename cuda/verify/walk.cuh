@@ -138,6 +138,7 @@ struct Walk {
             shared,
             int64_t{b} * trees.max_nodes,
             temperature > 0.0 ? 1.0 / temperature : 1.0,
+            temperatures.sampling[b],
             kOk};
   }
 

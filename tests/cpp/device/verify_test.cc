@@ -141,6 +141,7 @@ struct Case {
   DType dtype = DType::kFloat32;
   bool dense = false;
   bool chain = false;
+  bool truncated = false;
 };
 
 /// A batch of trees, logits and keys, and what both sides make of it.
@@ -154,9 +155,7 @@ class Batch {
       trees_.push_back(drawn_tree(random, one.proposal, 1 + pick(random, most_nodes),
                                   one.vocab_size, one.support, one.chain));
       if (one.proposal == Proposal::kDeterministic) trees_.back().draft_probs = {};
-      sampling_.push_back(one.verifier == "greedy" ? device::Sampling{0.0}
-                          : random() % 8 == 0 ? device::Sampling{0.0}
-                                              : device::Sampling{0.3 + 0.1 * pick(random, 12)});
+      sampling_.push_back(random_sampling(random));
       seed_.push_back(random() | uint64_t{random()} << 32);
       sequence_id_.push_back(static_cast<uint32_t>(random()));
       position_.push_back(pick(random, 100000));
@@ -173,6 +172,9 @@ class Batch {
     const TokenTree& tree = trees_[i];
     SamplingParams params;
     params.temperature = sampling_[i].temperature;
+    params.top_k = sampling_[i].top_k;
+    params.top_p = sampling_[i].top_p;
+    params.min_p = sampling_[i].min_p;
     const char* first = logits_.bytes.data() + row_of(b, 0) * logits_.stride * size_of(case_.dtype);
     LogitRows rows(logits_.rows(first, tree.num_nodes()), tree, params, {}, nullptr);
     const RoundKey key{seed_[i], sequence_id_[i], static_cast<uint32_t>(position_[i])};
@@ -311,6 +313,18 @@ class Batch {
             law.prob[static_cast<size_t>(e)];
       }
     }
+    return out;
+  }
+
+  /// Every kind of truncation, and some sequences greedy.
+  device::Sampling random_sampling(Random& random) const {
+    device::Sampling out;
+    if (case_.verifier == "greedy" || random() % 8 == 0) out.temperature = 0.0;
+    if (out.temperature > 0.0) out.temperature = 0.3 + 0.1 * pick(random, 12);
+    if (!case_.truncated) return out;
+    if (random() % 2 == 0) out.top_k = 1 + pick(random, std::min(case_.vocab_size, 60));
+    if (random() % 2 == 0) out.top_p = 0.05 + 0.19 * pick(random, 6);
+    if (random() % 3 == 0) out.min_p = 0.2 * std::pow(10.0, -pick(random, 4));
     return out;
   }
 
