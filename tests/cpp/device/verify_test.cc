@@ -410,19 +410,19 @@ void verdicts_equal_those_of_the_cpu() {
   for (const auto& one : verifiers) {
     int64_t accepted = 0;
     for (const Proposal proposal : one.proposals) {
-      for (int trial = 0; trial < 24; ++trial) {
+      for (int trial = 0; trial < 40; ++trial) {
         test::set_order(trial % test::num_orders());
         const bool large = trial % 8 == 7;
         const int32_t vocab_size = large ? 4097 + pick(random, 9000) : 1 + pick(random, 400);
         const bool dense = trial % 5 == 4 && one.name != std::string("greedy");
         const int32_t support = std::min(vocab_size, 1 + pick(random, large ? 300 : 20));
-        const Case here{one.name, proposal,          vocab_size,
-                        support,  dtypes[trial % 3], dense && proposal != Proposal::kDeterministic,
-                        one.chain};
+        const Case here{one.name,  proposal,          vocab_size,
+                        support,   dtypes[trial % 3], dense && proposal != Proposal::kDeterministic,
+                        one.chain, trial % 2 == 1};
         check_equal(Batch(random, here, 1 + pick(random, 3), large ? 4 : 20), accepted);
       }
     }
-    CHECK(accepted > 40);
+    CHECK(accepted > 15);
   }
 }
 
