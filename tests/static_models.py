@@ -11,7 +11,9 @@ import torch
 
 from treespec import _core
 from treespec.static.attention import RowMask
-from treespec.targets.base import TreeRows
+from treespec.static.kv import StaticKv
+from treespec.targets.base import Needs, TreeRows
+from treespec.targets.hf import HfTarget
 
 
 def row_mask(
@@ -74,3 +76,14 @@ def visible_keys(mask: RowMask, window: int | None) -> torch.Tensor:
                     seen = seen and int(mask.positions[b, row]) - position < window
                 visible[b, row, j] = seen
     return visible
+
+
+def static_kv(model: Any, texts: Sequence[Sequence[int]], capacity: int) -> StaticKv:
+    """Buffers with the keys and values of all tokens of `texts`."""
+    target = HfTarget(model)
+    sequences = [target.open(len(text)) for text in texts]
+    target.prefill(sequences, [np.array(text, np.int32) for text in texts], Needs())
+    kv = StaticKv(sequences[0], len(texts), capacity)
+    for place, sequence in enumerate(sequences):
+        kv.load(place, sequence)
+    return kv
