@@ -49,7 +49,7 @@ class StaticDrafter:
         depth = np.repeat(np.arange(1, plan.max_depth), plan.widths[1:])
         self._slot_depth = _on(device, depth.astype(np.int32))
         self._sources = [
-            torch.tensor(level, dtype=torch.long, device=device) for level in plan.sources or ()
+            _on(device, np.array(level, dtype=np.int64)) for level in plan.sources or ()
         ]
 
     @property
@@ -177,18 +177,18 @@ def _follow(logprob: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def _single_bits(count: int) -> np.ndarray:
-    """``[count, words]`` uint32: row i has bit i."""
+    """``[count, words]`` int32: row i has bit i."""
     slots = np.arange(count)
     bits = np.zeros((count, -(-count // 32)), np.uint32)
     bits[slots, slots // 32] = np.uint32(1) << (slots % 32).astype(np.uint32)
-    return bits
+    return bits.view(np.int32)
 
 
 def _chain_bits(count: int) -> np.ndarray:
-    """``[count, words]`` uint32: row i has bits 0 .. i."""
+    """``[count, words]`` int32: row i has bits 0 .. i."""
     return np.bitwise_or.accumulate(_single_bits(count), axis=0)
 
 
 def _on(device: torch.device, values: np.ndarray) -> torch.Tensor:
-    """A constant as int32 on the device."""
-    return torch.from_numpy(values.view(np.int32)).to(device)
+    """A constant on the device."""
+    return torch.from_numpy(values).to(device)
