@@ -18,6 +18,9 @@ from treespec.targets.hf_attention import ScoreRule
 
 BLOCK_ROWS = 128  # of queries and of keys; FlexAttention's own default
 
+# Every level of a draft has a shape of its own, and so has every model; dynamo would stop at 8.
+_MAX_SHAPES = 256
+
 
 class FlexAttention:
     """FlexAttention over the whole buffers.
@@ -32,9 +35,7 @@ class FlexAttention:
     name = "flex"
 
     def __init__(self, compiled: bool) -> None:
-        self._attend: Any = (
-            torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
-        )
+        self._attend: Any = _compiled if compiled else flex_attention
 
     def envelope(self, needed: int, capacity: int) -> int:
         """The capacity: blocks that are not visited cost nothing."""
@@ -62,6 +63,15 @@ class FlexAttention:
         # A sink only adds to the normaliser: exp(lse) / (exp(lse) + exp(sink)).
         share = torch.sigmoid(aux.lse - rule.sinks.to(aux.lse.dtype)[:, None])
         return output * share.unsqueeze(-1).to(output.dtype)
+
+
+_COMPILED = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _compiled(*arguments: torch.Tensor, **options: Any) -> Any:
+    """FlexAttention by compiled kernels, one per shape; never the uncompiled form in silence."""
+    with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
+        return _COMPILED(*arguments, **options)
 
 
 def _softcap(cap: float) -> Any:
