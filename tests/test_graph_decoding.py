@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_models import draft_model, drafter_object, table_pair, target_model
+from fake_cuda import FakeCuda
 from test_hf_target import tokens
 
 import treespec
@@ -145,6 +146,25 @@ def test_a_context_outgrows_several_envelopes(
     assert texts(made, **options) == texts(plain, **options)
     assert sorted(set(played)) == envelopes
     assert played == sorted(played)
+
+
+def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
+    """The bookkeeping of a GPU around rounds of the CPU: what is captured is not executed."""
+    made = decoder_with(SplitAttention(16), "llama", "eagle2")
+    real_round, real_capture = decoding.play_round, decoding.CapturedRound
+    cuda = FakeCuda(monkeypatch, lambda *key: real_round(*key))
+
+    def captured(play: Any, paused: Any, device: Any, status: Any) -> Any:
+        return real_capture(play, paused, torch.device("cuda"), status)
+
+    monkeypatch.setattr(decoding, "play_round", cuda.play)
+    monkeypatch.setattr(decoding, "CapturedRound", captured)
+    for options in ({"max_new_tokens": 60}, {"max_new_tokens": 60, "temperature": 0.8}):
+        assert texts(made, **options) == texts(decoder("opt_tree", False), **options)
+    events = [(entry[0], *entry[-2:]) for entry in cuda.log if entry != "wait"]
+    captures = [event[1:] for event in events if event[0] == "capture"]
+    assert captures == [("greedy", 64), ("greedy", 128), ("target_only", 64), ("target_only", 128)]
+    assert {event[0] for event in events} == {"warm up", "capture", "replay"}
 
 
 def test_sequences_of_a_batch_stop_where_they_would_alone() -> None:

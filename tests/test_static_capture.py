@@ -11,92 +11,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_cuda import FakeCuda
 
 from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-class FakeGraph:
-    """Remembers what was played during its capture, and plays that again."""
+class Pause:
+    """Says whether it is on, and whether warm-up rounds, and no others, were played in it."""
 
-    def __init__(self, log: list[Any]) -> None:
-        self.log, self.captured = log, []
-        self.from_pool: Any = None
-
-    def replay(self) -> None:
-        self.log.extend(("replay", *key) for key in self.captured)
-
-    def pool(self) -> str:
-        return "the pool"
-
-
-class FakeCuda:
-    """The part of torch.cuda that captures need."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log: list[Any] = []
-        self.graphs: list[FakeGraph] = []
-        self.capturing: FakeGraph | None = None
-        self.paused = False
-        self.error: Exception | None = None
-        self.side = False
-        for name in ("graph", "stream", "current_stream", "Stream", "CUDAGraph"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-
-    def CUDAGraph(self) -> FakeGraph:
-        self.graphs.append(FakeGraph(self.log))
-        return self.graphs[-1]
+    def __init__(self) -> None:
+        self.on = False
+        self.played: list[bool] = []
 
     @contextmanager
-    def graph(self, graph: FakeGraph, pool: Any, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"
-        graph.from_pool = pool
-        self.capturing = graph
-        try:
-            yield
-        finally:
-            self.capturing = None
-
-    @contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        self.side = True
+    def __call__(self) -> Iterator[None]:
+        self.on = True
         yield
-        self.side = False
+        self.on = False
 
-    def Stream(self) -> FakeCuda:
-        return self
+    def note(self, *key: Any) -> None:
+        self.played.append(self.on)
 
-    current_stream = Stream
 
-    def wait_stream(self, stream: Any) -> None:
-        self.log.append("wait")
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        self.paused = True
-        yield
-        self.paused = False
-
-    def play(self, *key: Any) -> None:
-        if self.capturing is not None:
-            if self.error is not None:
-                raise self.error
-            self.capturing.captured.append(key)
-            self.log.append(("capture", *key))
-        else:
-            kind = "warm up" if self.side else "play"
-            self.log.append((kind, *key))
-            assert self.paused == self.side
+PAUSE = Pause()
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return FakeCuda(monkeypatch)
+    PAUSE.played.clear()
+    return FakeCuda(monkeypatch, PAUSE.note)
 
 
 def make_round(cuda: FakeCuda, device: torch.device = CUDA, status: Any = None) -> CapturedRound:
-    return CapturedRound(cuda.play, cuda.pause, device, status or CaptureStatus())
+    return CapturedRound(cuda.play, PAUSE, device, status or CaptureStatus())
 
 
 WARM_UP = [("warm up", "greedy", 256)] * 2
@@ -113,7 +62,8 @@ def test_a_key_is_captured_once_and_replayed_ever_after(cuda: FakeCuda) -> None:
         ("capture", "greedy", 256),
         *[("replay", "greedy", 256)] * 3,
     ]
-    assert captured.num_graphs == 1 and not cuda.paused
+    assert captured.num_graphs == 1
+    assert PAUSE.played == [True, True, False, False, False]
 
 
 def test_a_new_envelope_or_verifier_is_a_new_graph_in_the_same_pool(cuda: FakeCuda) -> None:
@@ -149,14 +99,14 @@ def test_what_cannot_be_captured_is_played_and_said_once(cuda: FakeCuda, caplog:
         "rounds run without a CUDA graph, capturing one failed: "
         "operation not permitted when stream is capturing"
     ]
-    assert len(cuda.graphs) == 1 and captured.num_graphs == 0 and not cuda.paused
+    assert len(cuda.graphs) == 1 and captured.num_graphs == 0
 
 
 def test_errors_of_the_round_itself_are_not_swallowed(cuda: FakeCuda) -> None:
     def play(*key: Any) -> None:
         raise RuntimeError("out of memory")
 
-    captured = CapturedRound(play, cuda.pause, CUDA, CaptureStatus())
+    captured = CapturedRound(play, PAUSE, CUDA, CaptureStatus())
     with pytest.raises(RuntimeError, match="out of memory"):
         captured.run("greedy", 256)
 

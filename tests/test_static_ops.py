@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_cuda import FakeCuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import treespec
@@ -182,6 +183,30 @@ def test_cuda_tensors_need_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) ->
         cuda_ops.require_device_functions()
     for name in ("rank_candidates", "build_trees", "mask_trees", "verify_trees", "commit_kv"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"treespec::{name}", "CUDA")
+
+
+def test_device_functions_get_the_stream_the_inputs_and_the_outputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+
+    class Device:
+        rank_candidates = staticmethod(lambda *arguments: calls.append(arguments))
+        commit_kv = rank_candidates
+
+    FakeCuda(monkeypatch, lambda: None)
+    monkeypatch.setattr(_core, "device", Device, raising=False)
+    inputs = (torch.zeros(2, 3, 10), 8, 4, 1.0)
+    outputs = cuda_ops.run_on_device("rank_candidates", inputs, ops.empty_candidates)
+    assert [output.shape for output in outputs] == [(2, 3, 4)] * 2
+    counts = torch.zeros(2, dtype=torch.int32)
+    nothing = ([torch.zeros(2, 1, 4, 8)], counts, counts[:, None], counts)
+    assert cuda_ops.run_on_device("commit_kv", nothing, lambda *_: ()) is None
+    expected = [(77, *inputs, *outputs), (77, *nothing)]
+    assert [[id(value) for value in call[1:]] for call in calls] == [
+        [id(value) for value in call[1:]] for call in expected
+    ]
+    assert [call[0] for call in calls] == [77, 77]
 
 
 def test_on_fake_cuda_tensors_outputs_are_on_the_device() -> None:

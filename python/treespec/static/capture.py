@@ -70,14 +70,21 @@ class CapturedRound:
 
     def run(self, *key: Hashable) -> None:
         """Play once; captures first when the key is new."""
-        if self._device.type != "cuda" or self._status.reason is not None:
+        if self._device.type != "cuda":
             return self._play(*key)
-        if key not in self._graphs and not self._capture(key):
-            return self._play(*key)
-        self._graphs[key].replay()
+        with torch.cuda.device(self._device):  # streams and captures belong to the current one
+            self._run_on_gpu(key)
 
-    def _capture(self, key: tuple[Hashable, ...]) -> bool:
-        """Whether it worked. Errors of the warm-up are the model's own and are raised."""
+    def _run_on_gpu(self, key: tuple[Hashable, ...]) -> None:
+        if self._status.reason is None and key not in self._graphs:
+            self._capture(key)
+        if key in self._graphs:
+            self._graphs[key].replay()
+        else:
+            self._play(*key)
+
+    def _capture(self, key: tuple[Hashable, ...]) -> None:
+        """Add a graph, or give up. Errors of the warm-up are the model's own and are raised."""
         with self._paused():
             self._warm_up(key)
             graph = torch.cuda.CUDAGraph()
@@ -87,10 +94,8 @@ class CapturedRound:
                 with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self._play(*key)
             except RuntimeError as error:
-                self._status.give_up(error)
-                return False
+                return self._status.give_up(error)
         self._graphs[key] = graph
-        return True
 
     def _warm_up(self, key: tuple[Hashable, ...]) -> None:
         """Run beside the current stream, as captures must be prepared."""
@@ -120,6 +125,6 @@ class Mailbox:
         """The values after all work queued so far; valid until the next call."""
         self._host.copy_(self._source, non_blocking=True)
         if self._event is not None:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(self._source.device))
             self._event.synchronize()
         return np.asarray(self._host)

@@ -35,15 +35,34 @@ def require_device_functions() -> Any:
     return device
 
 
+def run_on_device(
+    name: str, inputs: Sequence[Any], empty_outputs: Callable[..., Sequence[torch.Tensor]]
+) -> Any:
+    """Call a device function on the current stream of the inputs' device.
+
+    Parameters
+    ----------
+    name
+        Of the op, without its namespace.
+    inputs
+        Its arguments; all tensors are on one device.
+    empty_outputs
+        Makes the results from the inputs.
+    """
+    function = getattr(require_device_functions(), name)
+    device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
+    outputs = empty_outputs(*inputs)
+    with torch.cuda.device(device):
+        function(torch.cuda.current_stream(device).cuda_stream, *inputs, *outputs)
+    return tuple(outputs) or None
+
+
 def _register(op: Any, empty_outputs: Callable[..., Sequence[torch.Tensor]]) -> None:
     name = op._name.partition("::")[2]
 
     @op.register_kernel("cuda")
     def kernel(*inputs: Any) -> Any:
-        function = getattr(require_device_functions(), name)
-        outputs = empty_outputs(*inputs)
-        function(torch.cuda.current_stream().cuda_stream, *inputs, *outputs)
-        return tuple(outputs) or None
+        return run_on_device(name, inputs, empty_outputs)
 
 
 _register(ops.rank_candidates, ops.empty_candidates)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ class GraphRounds:
             node_budget=node_budget,
         )
         self._idle: _Buffers | None = None  # of the last generation, with their graphs
+        self._lock = Lock()  # two threads must not take the same ones
 
     def serve(self, params: SamplingParams, traced: bool) -> bool:
         """Whether a generation can be played here; one that cannot goes step by step."""
@@ -137,7 +139,8 @@ class GraphRounds:
         recipe = self._recipe
         # The last round may emit more tokens than are kept, and the next ones run behind them.
         needed = max(g.capacity for g in running) + recipe.max_tokens + recipe.spare_rows
-        idle, self._idle = self._idle, None
+        with self._lock:
+            idle, self._idle = self._idle, None
         if idle is not None and idle.fit(len(running), needed):
             return idle
         capacity = -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP

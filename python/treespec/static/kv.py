@@ -37,11 +37,6 @@ class StaticKv:
             for states in layer
         ]
 
-    @property
-    def num_layers(self) -> int:
-        """Layers, of two buffers each."""
-        return len(self.buffers) // 2
-
     def load(self, place: int, sequence: KvSequence) -> None:
         """Copy the committed rows of `sequence` to the first rows of sequence `place`.
 
