@@ -187,7 +187,7 @@ def test_what_cannot_run_is_refused() -> None:
     target.prefill([sequence], [tokens(9)], NOTHING)
     with pytest.raises(ValueError, match="capacity must be at least 9, got 8"):
         StaticKv(sequence, 1, 8).load(0, sequence)
-    with pytest.raises(ValueError, match="must be one of auto, split, flex; got 'dense'"):
+    with pytest.raises(ValueError, match="must be one of split, flex; got 'dense'"):
         make_attention("dense", torch.device("cpu"))
 
 
@@ -203,6 +203,14 @@ def test_the_attention_is_chosen_by_time_and_the_choice_is_logged(
         seconds["flex"] = 3e-3
         assert choose_attention(shape, torch.float32, torch.device("cpu")).name == "flex"  # kept
     assert caplog.messages == ["static attention on cpu: flex (per layer: split 2 ms, flex 1 ms)"]
+    choose_attention.cache_clear()
+
+
+def test_an_older_torch_has_one_attention(monkeypatch: Any) -> None:
+    monkeypatch.delattr(torch.nn.attention.flex_attention, "AuxRequest")
+    monkeypatch.setattr(choice, "_fastest", lambda run, device: 1.0)
+    shape = AttentionShape(1, 4, 2, 8, 5, 100, 256)
+    assert choose_attention(shape, torch.float32, torch.device("cpu")).name == "split"
     choose_attention.cache_clear()
 
 

@@ -12,20 +12,20 @@ from time import perf_counter
 
 import torch
 
+from treespec.static import flex_attention
 from treespec.static.attention import RowMask, TreeAttention
-from treespec.static.flex_attention import FlexAttention
 from treespec.static.split_attention import SplitAttention
 from treespec.targets.hf_attention import ScoreRule
 
 LOGGER = logging.getLogger("treespec")
 
-ATTENTION_NAMES = ("auto", "split", "flex")
+ATTENTION_NAMES = ("split", "flex")
 
 _REPETITIONS = 5
 
 
 def make_attention(name: str, device: torch.device) -> TreeAttention:
-    """One of `ATTENTION_NAMES` but ``"auto"``. Flex kernels are compiled for GPUs only.
+    """One of `ATTENTION_NAMES`. Flex kernels are compiled for GPUs only.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def make_attention(name: str, device: torch.device) -> TreeAttention:
     if name == "split":
         return SplitAttention()
     if name == "flex":
-        return FlexAttention(compiled=device.type != "cpu")
+        return flex_attention.FlexAttention(compiled=device.type != "cpu")
     raise ValueError(f"attention: must be one of {', '.join(ATTENTION_NAMES)}; got {name!r}")
 
 
@@ -66,7 +66,7 @@ def choose_attention(
 ) -> TreeAttention:
     """The faster attention for these sizes on this machine; measured at the first call."""
     seconds = {}
-    for name in ATTENTION_NAMES[1:]:
+    for name in ("split", "flex") if flex_attention.is_available() else ("split",):
         attention = make_attention(name, device)
         seconds[name] = _fastest(_trial(attention, shape, dtype, device), device)
     best = min(seconds, key=lambda name: seconds[name])

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from treespec.static.attention import RowMask
 from treespec.targets.hf_attention import ScoreRule
@@ -20,6 +21,11 @@ BLOCK_ROWS = 128  # of queries and of keys; FlexAttention's own default
 
 # Every level of a draft has a shape of its own, and so has every model; dynamo would stop at 8.
 _MAX_SHAPES = 256
+
+
+def is_available() -> bool:
+    """Whether this torch has all that is used here (2.9 has; the rest of treespec needs less)."""
+    return hasattr(flex, "AuxRequest")
 
 
 class FlexAttention:
@@ -59,7 +65,9 @@ class FlexAttention:
         if rule.sinks is None:
             output: torch.Tensor = self._attend(query, key, value, **options)
             return output
-        output, aux = self._attend(query, key, value, **options, return_aux=AuxRequest(lse=True))
+        output, aux = self._attend(
+            query, key, value, **options, return_aux=flex.AuxRequest(lse=True)
+        )
         # A sink only adds to the normaliser: exp(lse) / (exp(lse) + exp(sink)).
         share = torch.sigmoid(aux.lse - rule.sinks.to(aux.lse.dtype)[:, None])
         return output * share.unsqueeze(-1).to(output.dtype)
