@@ -16,7 +16,7 @@ import torch
 from decoder_models import draft_model, target_model
 from static_models import row_mask, static_kv
 from test_hf_target import tokens, tree_rows
-from tiny_models import VOCAB_SIZE, tiny_model
+from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,6 +39,7 @@ BUILDS = [
     ("opt_tree", {"max_depth": 3}, 6),
 ]
 CAPACITY = 256
+MIXTURES = ["gpt_oss", "phimoe_window", "mixtral", "deepseek_v3"]
 GREEDY, SAMPLED = (0.0, 0, 1, 0, 1, 0, 0), (0.8, 20, 0.9, 0, 1.2, 0.1, 0)
 
 
@@ -103,14 +104,31 @@ def test_the_guard_sees_host_reads() -> None:
             read()
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
-@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3", "gpt2"])
-def test_no_step_reads_on_the_host(name: str, build: Any) -> None:
-    models = cpu_models(name)
+def play_guarded(models: tuple[Any, Any], build: Any) -> None:
     recipe = make_recipe(models, build, SplitAttention())
     state = make_state(models, recipe, starts(SAMPLED))
     with NoHostReads():
         play_round(recipe, state, "target_only", CAPACITY)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+def test_no_step_reads_on_the_host(build: Any) -> None:
+    play_guarded(cpu_models(), build)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])
+def test_dense_models_read_nothing_on_the_host(name: str) -> None:
+    play_guarded((target_model(name), draft_model("llama")), BUILDS[3])
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_experts_read_which_experts_run_unless_told_otherwise(name: str) -> None:
+    model = tiny_model(name)
+    models = (model, draft_model("llama", torch.float32))
+    with pytest.raises(AssertionError, match="nonzero makes the host wait"):
+        play_guarded(models, BUILDS[3])
+    model.set_experts_implementation("batched_mm")
+    play_guarded(models, BUILDS[3])
 
 
 def test_block_lists_are_made_without_a_host_read() -> None:
