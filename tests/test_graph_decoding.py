@@ -14,7 +14,7 @@ import pytest
 import torch
 from decoder_models import draft_model, drafter_object, table_pair, target_model
 from fake_cuda import FakeCuda
-from test_hf_target import tokens
+from tiny_trees import tokens
 
 import treespec
 from treespec.decoder import SpeculativeDecoder

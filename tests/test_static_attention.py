@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from static_models import padded_tokens, plain_attention, row_mask, visible_keys
-from test_hf_target import NOTHING, PARENT, tokens, tree_rows
 from tiny_models import ARCHITECTURES, tiny_model
+from tiny_trees import PARENT, tokens, tree_rows
 
 from treespec.static import choice
 from treespec.static.attention import RowMask
@@ -20,6 +20,7 @@ from treespec.static.flex_attention import BLOCK_ROWS, FlexAttention, block_mask
 from treespec.static.kv import StaticKv
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
+from treespec.targets.base import Needs
 from treespec.targets.hf import HfTarget
 from treespec.targets.hf_attention import ScoreRule
 
@@ -138,13 +139,13 @@ def static_rows(name: str, attention: Any, envelope: int | None = None) -> tuple
     target = HfTarget(model)
     prompts, trees = [tokens(20, 1), tokens(7, 2)], [tree_rows(5), tree_rows(6, PARENT[:4])]
     sequences = [target.open(64) for _ in prompts]
-    target.prefill(sequences, prompts, NOTHING)
+    target.prefill(sequences, prompts, Needs())
     kv = StaticKv(sequences[0], batch=2, capacity=64)
     for place, sequence in enumerate(sequences):
         kv.load(place, sequence)
     mask = row_mask([20, 7], trees, 13, attention.envelope(33, 64))
     logits = StaticRunner(model, attention).forward(kv, padded_tokens(trees, 13), mask)
-    expected, _ = target.forward(sequences, trees, NOTHING)
+    expected, _ = target.forward(sequences, trees, Needs())
     return [row[: len(tree)] for row, tree in zip(logits, trees, strict=True)], expected
 
 
@@ -166,13 +167,13 @@ def test_positions_beyond_a_table_are_moved_to_its_end() -> None:
     model = tiny_model("gpt2", torch.float64, n_positions=24)
     target = HfTarget(model)
     sequence = target.open(64)
-    target.prefill([sequence], [tokens(20)], NOTHING)
+    target.prefill([sequence], [tokens(20)], Needs())
     kv = StaticKv(sequence, 1, 64)
     kv.load(0, sequence)
     chain = tree_rows(1, np.arange(-1, 7, dtype=np.int32))
     runner = StaticRunner(model, SplitAttention())
     logits = runner.forward(kv, padded_tokens([chain], 8), row_mask([20], [chain], 8, 64))
-    whole, _ = target.forward([sequence], [tree_rows(1, chain.parent[:4])], NOTHING)
+    whole, _ = target.forward([sequence], [tree_rows(1, chain.parent[:4])], Needs())
     assert torch.allclose(logits[0, :4], whole[0], rtol=0, atol=1e-12)
 
 
@@ -184,7 +185,7 @@ def test_what_cannot_run_is_refused() -> None:
         StaticRunner(model, SplitAttention())
     target = HfTarget(tiny_model("llama"))
     sequence = target.open(16)
-    target.prefill([sequence], [tokens(9)], NOTHING)
+    target.prefill([sequence], [tokens(9)], Needs())
     with pytest.raises(ValueError, match="capacity must be at least 9, got 8"):
         StaticKv(sequence, 1, 8).load(0, sequence)
     with pytest.raises(ValueError, match="must be one of split, flex; got 'dense'"):

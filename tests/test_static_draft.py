@@ -10,7 +10,7 @@ import pytest
 import torch
 from decoder_models import draft_model
 from static_models import static_kv
-from test_hf_target import tokens
+from tiny_trees import tokens
 
 import treespec
 from treespec import _core

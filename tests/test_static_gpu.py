@@ -13,8 +13,8 @@ import pytest
 import torch
 from decoder_models import draft_model, target_model
 from static_models import padded_tokens, plain_attention, row_mask, static_kv
-from test_hf_target import tokens, tree_rows
 from tiny_models import tiny_model
+from tiny_trees import tokens, tree_rows
 
 import treespec
 from treespec import _core

@@ -15,8 +15,8 @@ import pytest
 import torch
 from decoder_models import draft_model, target_model
 from static_models import row_mask, static_kv
-from test_hf_target import tokens, tree_rows
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
+from tiny_trees import tokens, tree_rows
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
