@@ -1,0 +1,82 @@
+"""
+The ops of treespec/device/*.h, on arrays in CUDA memory.
+
+`stream` is the integer of a cudaStream_t. Arrays come by DLPack and are not copied; structs are
+objects with the fields as attributes; outputs, workspaces and status are the caller's. Everything
+is asynchronous on the stream. Raises NotImplementedError without CUDA.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+__all__: list[str] = ['KvCache', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'tree_layout']
+class KvCache:
+    """
+    KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
+    
+    A contiguous cache has a page per sequence. Other orders of axes come as views.
+    """
+    def __init__(self, arrays: collections.abc.Sequence[typing.Any]) -> None:
+        ...
+    def commit(self, stream: typing.SupportsInt | typing.SupportsIndex, table: typing.Any, paths: typing.Any, prefix_length: typing.Any, status: typing.Any, *, block_table: typing.Any = None) -> None:
+        """
+        Moves row prefix_length + nodes[d] of each sequence to row prefix_length + d.
+        
+        paths: nodes [B, C], num_accepted [B] (-1: nothing to commit). block_table [B, pages of a sequence]
+        for a paged cache.
+        """
+    def commit_and_advance(self, stream: typing.SupportsInt | typing.SupportsIndex, table: typing.Any, paths: typing.Any, prefix_length: typing.Any, workspace: typing.Any, status: typing.Any, *, block_table: typing.Any = None) -> None:
+        """
+        The same, and adds num_accepted + 1 to prefix_length of every sequence that moved. workspace: zero before the first call; every call leaves it so.
+        """
+    @property
+    def num_pages(self) -> int:
+        ...
+    @property
+    def page_size(self) -> int:
+        ...
+    @property
+    def table(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        [tensors, 6] int64 in host memory; `commit` wants it on the device.
+        """
+def build_best_first(stream: typing.SupportsInt | typing.SupportsIndex, lists: typing.Any, max_depth: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, trees: typing.Any, status: typing.Any) -> None:
+    """
+    Builder "dtree": writes every array of `trees`.
+    
+    lists: token and logprob [B, D, K], or [B, D, R, K] with `next`, as Marginals and Transitions.
+    request: node_budget [B], root_token [B] or None.
+    """
+def commit_kv_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex) -> int:
+    ...
+def fill_mask(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, layout: typing.Any, prefix_length: typing.Any, out: typing.Any, status: typing.Any, *, first: typing.SupportsInt | typing.SupportsIndex = 0, window: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Fills `out` [B, M - first, columns] from the bits and positions of `layout`.
+    
+    One-byte arrays take 1 for visible, floats 0 for visible and the lowest finite value for hidden.
+    window > 0 hides keys with query position - key position >= window.
+    """
+def preorder_intervals(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, rank: typing.Any, end: typing.Any, status: typing.Any) -> None:
+    """
+    Writes [B, M]: j is i or its ancestor iff rank[j] <= rank[i] < end[j].
+    """
+def rank_candidates(stream: typing.SupportsInt | typing.SupportsIndex, logits: typing.Any, temperature: typing.SupportsFloat | typing.SupportsIndex, workspace: typing.Any, lists: typing.Any, status: typing.Any, *, num_rows: typing.Any = None) -> None:
+    """
+    Writes lists.token and lists.logprob [B, R, K] for logits [B, R, V].
+    
+    num_rows [B]: rows from num_rows[b] on are not read, their lists are empty. An empty entry has
+    token 0 and log-probability -inf.
+    """
+def rank_candidates_workspace_bytes(num_rows: typing.SupportsInt | typing.SupportsIndex, vocab_size: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    num_rows: B * R.
+    """
+def sequence_ids(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, offset: typing.Any, id: typing.Any, status: typing.Any) -> None:
+    """
+    Writes offset [B, M + 1] and id [B, capacity]: the leaves of node i of sequence b are id[b, offset[b, i]:offset[b, i + 1]].
+    """
+def tree_layout(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, prefix_length: typing.Any, layout: typing.Any, status: typing.Any) -> None:
+    """
+    Writes layout.ancestor_bits [B, M, ceil(M / 32)] and layout.position [B, M]; also first_child and next_sibling [B, M] where they are not None.
+    """
