@@ -8,70 +8,15 @@
 
 #include "block_reduce.cuh"
 #include "block_sort.cuh"
-#include "shared/block_sum.hd.h"
+#include "logit_rows.cuh"
 #include "shared/ranking.hd.h"
 #include "treespec/device/candidates.h"
 #include "treespec/device/trees.h"
-#include "unrolled.cuh"
 
 namespace treespec::device {
 namespace {
 
-constexpr int64_t kBlock = shared::kBlock;
-constexpr int32_t kMostVocab = 1 << 18;
-constexpr int32_t kMostBlocks = kMostVocab / kBlock;
-constexpr int kChunk = 8;  // neighbouring logits of a thread: 16 bytes of half precision
-constexpr int kSteps = kBlock / shared::kLanes;
 constexpr int kGroups = simt::kWarpSize;  // of a block: what a thread reads, kSteps chunks
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-static_assert(shared::kLanes == kChunk * simt::kWarpSize);
-
-/// Element types, as they lie in memory.
-struct Float32 {
-  using Stored = float;
-  TREESPEC_DEVICE static float value(float x) { return x; }
-};
-struct Float16 {
-  using Stored = uint16_t;
-  TREESPEC_DEVICE static float value(uint16_t bits) { return shared::float16_to_float(bits); }
-};
-struct BFloat16 {
-  using Stored = uint16_t;
-  TREESPEC_DEVICE static float value(uint16_t bits) { return shared::bfloat16_to_float(bits); }
-};
-
-/// Neighbouring elements of a row.
-template <class Element>
-struct Chunk {
-  using Stored = typename Element::Stored;
-  static constexpr int kLoads = kChunk * sizeof(Stored) / 16;
-  Stored element[kChunk];
-
-  TREESPEC_DEVICE float operator[](int i) const { return Element::value(element[i]); }
-
-  /// Elements first ... first + kChunk of a row; those from `size` on are not read: -inf.
-  TREESPEC_DEVICE static Chunk load(const Stored* row, int32_t first, int32_t size, bool aligned) {
-    Chunk chunk;
-    if (aligned && first + kChunk <= size) {
-      simt::Words4 words[kLoads];
-      simt::unrolled<kLoads>([&](auto i) {
-        words[i] = simt::load_16_bytes(reinterpret_cast<const char*>(row + first) + 16 * i);
-      });
-      memcpy(chunk.element, words, sizeof words);
-    } else {
-      simt::unrolled<kChunk>(
-          [&](auto i) { chunk.element[i] = first + i < size ? row[first + i] : lowest(); });
-    }
-    return chunk;
-  }
-
- private:
-  TREESPEC_DEVICE static Stored lowest() {
-    if constexpr (std::is_same_v<Element, Float32>) return kLowest;
-    return static_cast<Stored>(std::is_same_v<Element, Float16> ? 0xFC00u : 0xFF80u);
-  }
-};
 
 /// What the first launch leaves for the second.
 struct Statistics {
@@ -92,34 +37,12 @@ struct Statistics {
   }
 };
 
-/// The rows, as a kernel reads them.
-template <class Element>
-struct Rows {
-  using Stored = typename Element::Stored;
-  const Stored* data;
-  int64_t num_rows, row_stride;
-  int32_t size;  // of a row
-  int32_t num_blocks;
-  int32_t rows_per_sequence;
-  const int32_t* rows_of_sequence;
-
-  TREESPEC_DEVICE bool given(int64_t row) const {
-    return rows_of_sequence == nullptr ||
-           row % rows_per_sequence < rows_of_sequence[row / rows_per_sequence];
-  }
-  TREESPEC_DEVICE const Stored* row(int64_t r) const { return data + r * row_stride; }
-  /// Blocks of a row are aligned if the row is.
-  TREESPEC_DEVICE static bool aligned(const Stored* row) {
-    return reinterpret_cast<uintptr_t>(row) % 16 == 0;
-  }
-};
-
 template <class Element>
 struct SumBlocks {
   static constexpr int kThreads = 128;
   static constexpr int kWarps = kThreads / simt::kWarpSize;
   Rows<Element> rows;
-  float factor;  // exp(scale * x) = 2^(factor * x)
+  double scale;
   Statistics out;
 
   TREESPEC_DEVICE void operator()() const {
@@ -129,51 +52,17 @@ struct SumBlocks {
     if (!rows.given(r)) return;
     const auto* row = rows.row(r);
     const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
-    const bool aligned = rows.aligned(row);
-    Chunk<Element> chunk[kSteps];
-    simt::unrolled<kSteps>([&](auto step) {
-      const int32_t first = begin + step * static_cast<int32_t>(shared::kLanes);
-      chunk[step] = Chunk<Element>::load(row, first + simt::lane() * kChunk, rows.size, aligned);
-    });
-    const float own_top = top_of(chunk);
+    LogitBlock<Element> block;
+    block.load(row, begin, rows.size);
+    const float own_top = block.own_top();
     const float top = simt::warp_reduce(own_top, simt::Max{});
-    const bool sound = !simt::any(has_nan(chunk));
-    const double sum = top == kLowest ? 0.0 : sum_of(chunk, top);
+    const bool sound = !simt::any(block.has_nan());
+    const uint8_t all[kSteps] = {};
+    const double sum = top == kLowest ? 0.0 : block.exp_sum(top, scale, all);
     out.group_top[item * kGroups + simt::lane()] = own_top;
     if (simt::lane() != 0) return;
     out.top[item] = sound ? top : std::numeric_limits<float>::quiet_NaN();
     out.sum[item] = sum;
-  }
-
-  TREESPEC_DEVICE static float top_of(const Chunk<Element>* chunk) {
-    float top = kLowest;
-    simt::unrolled<kSteps>([&](auto step) {
-      simt::unrolled<kChunk>([&](auto i) { top = chunk[step][i] > top ? chunk[step][i] : top; });
-    });
-    return top;
-  }
-  TREESPEC_DEVICE static bool has_nan(const Chunk<Element>* chunk) {
-    bool found = false;
-    simt::unrolled<kSteps>([&](auto step) {
-      simt::unrolled<kChunk>([&](auto i) { found |= chunk[step][i] != chunk[step][i]; });
-    });
-    return found;
-  }
-  /// As shared::lane_tree: lanes in ascending order, then pairs. Entries beyond the row add 0.
-  TREESPEC_DEVICE double sum_of(const Chunk<Element>* chunk, float top) const {
-    double lane[kChunk];
-    simt::unrolled<kChunk>([&](auto i) {
-      float sum = 0.0f;
-      simt::unrolled<kSteps>(
-          [&](auto step) { sum += shared::exp2_nonpositive((chunk[step][i] - top) * factor); });
-      lane[i] = static_cast<double>(sum);
-    });
-    double sum =
-        ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
-    for (int distance = 1; distance < simt::kWarpSize; distance *= 2) {
-      sum += simt::shuffle_xor(sum, distance);
-    }
-    return sum;
   }
 };
 
@@ -351,7 +240,6 @@ struct RankRow {
 template <class Element>
 void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
           const CandidateLists& lists, uint32_t* status) {
-  constexpr double kLog2E = 1.4426950408889634074;
   const RowsView& view = logits.rows;
   const int64_t num_blocks = shared::num_blocks(view.width);
   const Rows<Element> rows{static_cast<const typename Element::Stored*>(view.data),
@@ -364,7 +252,7 @@ void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
   const Statistics statistics = Statistics::at(workspace, view.num_rows, num_blocks);
   constexpr int kWarps = SumBlocks<Element>::kWarps;
   simt::launch(stream, {(view.num_rows * num_blocks + kWarps - 1) / kWarps},
-               SumBlocks<Element>{rows, static_cast<float>(scale * kLog2E), statistics});
+               SumBlocks<Element>{rows, scale, statistics});
   simt::launch(stream, {view.num_rows, 1, sizeof(typename RankRow<Element>::Shared)},
                RankRow<Element>{rows, scale, statistics, lists, status});
 }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, RECURRENT, VOCAB_SIZE, WINDOW, tiny_model
+from tiny_trees import PARENT, tokens, tree_rows
 
 from treespec.targets.base import Needs, TreeRows
 from treespec.targets.hf import HfTarget, load_target
@@ -23,20 +24,8 @@ from treespec.targets.hf_sequential import SequentialTarget
 
 # Parts of HF are float32 whatever the model's dtype is: the softmax of eager attention, a router.
 FLOAT64_TOLERANCE = {"gemma2": 1e-5, "deepseek_v3": 1e-6}
-PARENT = np.array([-1, 0, 0, 1, 1, 2, 4, 4, 6, 8, 9], dtype=np.int32)
 WINDOWED = ["qwen3_window", "mistral_window", "gemma2", "gemma3", "gpt_oss", "phimoe_window"]
 NOTHING = Needs()
-
-
-def tokens(count: int, seed: int = 0) -> npt.NDArray[np.int32]:
-    return np.random.default_rng(seed).integers(3, VOCAB_SIZE, count, dtype=np.int32)
-
-
-def tree_rows(seed: int = 1, parent: npt.NDArray[np.int32] = PARENT) -> TreeRows:
-    depth = np.zeros(len(parent), dtype=np.int32)
-    for node in range(1, len(parent)):
-        depth[node] = depth[parent[node]] + 1
-    return TreeRows(tokens(len(parent), seed), parent, depth)
 
 
 def path_to(tree: TreeRows, node: int) -> list[int]:

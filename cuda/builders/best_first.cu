@@ -14,13 +14,13 @@
 #include "block_reduce.cuh"
 #include "builders/check_build.h"
 #include "builders/lists.cuh"
+#include "builders/select.cuh"
 #include "builders/write_tree.cuh"
 #include "unrolled.cuh"
 
 namespace treespec::device {
 namespace {
 
-constexpr int kBuckets = 256;
 constexpr uint16_t kExpanded = 0x8000;  // beside the depth
 constexpr int32_t kMostDepth = kExpanded - 1;
 
@@ -72,10 +72,6 @@ struct BestFirst {
   uint32_t* status;
   int32_t capacity;
 
-  struct Found {
-    int32_t bucket;
-    int32_t before;  // in the buckets before it
-  };
   /// Shared memory: the pool, as arrays, and what is sorted.
   struct Pool {
     uint64_t* item;  // magnitude << 32 | depth << 16 | index, to be sorted
@@ -84,10 +80,9 @@ struct BestFirst {
     uint16_t* depth;
     uint16_t* parent;  // index in the pool
     uint16_t* place;   // after a cut
-    int32_t* bucket_size;
+    Buckets buckets;
     int32_t* count;  // may exceed the capacity: then what did not fit is lost
     int32_t* num_items;
-    Found* found;
     const int32_t* token;  // of an entry
 
     TREESPEC_DEVICE Pool(char* memory, int32_t size, const int32_t* token_of_entry)
@@ -95,11 +90,11 @@ struct BestFirst {
       item = reinterpret_cast<uint64_t*>(memory);
       magnitude = reinterpret_cast<uint32_t*>(item + simt::padded_to_sort(size));
       entry = reinterpret_cast<int32_t*>(magnitude + size);
-      bucket_size = entry + size;
-      count = bucket_size + kBuckets;
+      buckets.size = entry + size;
+      buckets.found = reinterpret_cast<Buckets::Found*>(buckets.size + kBuckets);
+      count = buckets.size + kBuckets + 2;
       num_items = count + 1;
-      found = reinterpret_cast<Found*>(count + 2);
-      depth = reinterpret_cast<uint16_t*>(count + 4);
+      depth = reinterpret_cast<uint16_t*>(count + 2);
       parent = depth + size;
       place = parent + size;
     }
@@ -168,7 +163,7 @@ struct BestFirst {
       }
       cursor = end;
       count = reached;
-      if (count >= wanted) limit.lower(last_of_bucket(bucket_holding(pool, wanted).bucket));
+      if (count >= wanted) limit.lower(last_of_bucket(pool.buckets.holding(wanted).bucket));
     }
     return cut(pool, count, cursor, wanted, limit);
   }
@@ -199,7 +194,7 @@ struct BestFirst {
         if (!pass || at >= capacity) continue;
         store(pool, at,
               {magnitude, list + k, static_cast<uint16_t>(depth + 1), static_cast<uint16_t>(node)});
-        simt::atomic_add(&pool.bucket_size[bucket_of(magnitude)], 1);
+        pool.buckets.add(bucket_of(magnitude));
       }
     }
     if (sound && (bad_number || bad_row)) {
@@ -223,16 +218,10 @@ struct BestFirst {
   }
 
   /// Lowers the limit to the `wanted`-th best score among the first `count` nodes and the children
-  /// of those from `begin` on, byte by byte. There are at least `wanted`.
+  /// of those from `begin` on. There are at least `wanted`.
   TREESPEC_DEVICE void select(const Pool& pool, const Lists& source, Limit& limit, int32_t begin,
                               int32_t count, int32_t wanted) const {
-    uint32_t prefix = 0;  // leading bytes of its magnitude
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      const auto look_at = [&](uint32_t magnitude) {
-        if (shift < 24 && magnitude >> (shift + 8) != prefix) return;
-        simt::atomic_add(&pool.bucket_size[magnitude >> shift & 0xFFu], 1);
-      };
-      clear_buckets(pool);
+    const uint32_t magnitude = select_magnitude<kThreads>(pool.buckets, wanted, [&](auto look_at) {
       for (int32_t i = simt::thread(); i < count; i += kThreads) look_at(pool.magnitude[i]);
       for (int32_t node = begin + simt::warp(); node < count; node += kWarps) {
         bool bad_row = false;
@@ -241,18 +230,14 @@ struct BestFirst {
         const float base = shared::score_of(pool.magnitude[node]);
         for (int32_t k = simt::lane(); list >= 0 && k < source.width; k += simt::kWarpSize) {
           const float logprob = source.logprob[list + k];
-          const uint32_t magnitude = shared::magnitude_of(shared::child_score(base, logprob));
+          const uint32_t child = shared::magnitude_of(shared::child_score(base, logprob));
           if (logprob == kImpossible) break;
-          if (!limit.reached_by(order_word(magnitude, depth + 1), node)) break;
-          look_at(magnitude);
+          if (!limit.reached_by(order_word(child, depth + 1), node)) break;
+          look_at(child);
         }
       }
-      simt::sync_block();
-      const Found found = bucket_holding(pool, wanted);
-      prefix = prefix << 8 | static_cast<uint32_t>(found.bucket);
-      wanted -= found.before;
-    }
-    limit.lower((uint64_t{prefix} << 32) + UINT32_MAX);
+    });
+    limit.lower((uint64_t{magnitude} << 32) + UINT32_MAX);
   }
 
   TREESPEC_DEVICE static Node load(const Pool& pool, int32_t i) {
@@ -271,41 +256,12 @@ struct BestFirst {
     count_buckets(pool, count);
   }
 
-  TREESPEC_DEVICE static void clear_buckets(const Pool& pool) {
-    simt::sync_block();
-    for (int i = simt::thread(); i < kBuckets; i += kThreads) pool.bucket_size[i] = 0;
-    simt::sync_block();
-  }
-
   TREESPEC_DEVICE static void count_buckets(const Pool& pool, int32_t count) {
-    clear_buckets(pool);
+    pool.buckets.clear<kThreads>();
     for (int32_t i = simt::thread(); i < count; i += kThreads) {
-      simt::atomic_add(&pool.bucket_size[bucket_of(pool.magnitude[i])], 1);
+      pool.buckets.add(bucket_of(pool.magnitude[i]));
     }
     simt::sync_block();
-  }
-
-  /// The bucket of the `wanted`-th best, of at least as many.
-  TREESPEC_DEVICE static Found bucket_holding(const Pool& pool, int32_t wanted) {
-    if (simt::warp() == 0) {
-      constexpr int kShare = kBuckets / simt::kWarpSize;
-      const int first = simt::lane() * kShare;
-      int32_t size = 0;
-      for (int i = 0; i < kShare; ++i) size += pool.bucket_size[first + i];
-      const int32_t through = simt::warp_inclusive_sum(size);
-      int32_t before = through - size;
-      if (before < wanted && wanted <= through) {
-        int bucket = first;
-        for (; before + pool.bucket_size[bucket] < wanted; ++bucket) {
-          before += pool.bucket_size[bucket];
-        }
-        *pool.found = {bucket, before};
-      }
-    }
-    simt::sync_block();
-    const Found found = *pool.found;
-    simt::sync_block();
-    return found;
   }
 
   /// Keeps the best `wanted` nodes, sorted, and marks those before `cursor` as expanded. Returns

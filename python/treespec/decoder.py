@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from operator import mul
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,11 @@ from treespec.stats import Clock
 from treespec.targets.base import Needs, Target, TargetStates, TreeRows
 from treespec.text import encode
 
+if TYPE_CHECKING:
+    from treespec.static.decoding import GraphRounds
+
 OnRound = Callable[[RoundRecord], None]
+PlayRound = Callable[[Sequence[Generation], Clock], None]
 
 # What pays by device: on a CPU a forward over more rows costs more, on a GPU reading the weights
 # dominates. The CPU's figures were measured (benchmarks/README.md), the GPU's are the papers'.
@@ -63,13 +68,17 @@ class SpeculativeDecoder:
         target's own temperature, top-k and top-p for sampled ones.
     lossy
         Admit verifiers that change the distribution of the text (``"typical"``).
+    graph
+        Play rounds with static shapes, on a GPU as CUDA graphs (docs/graphs.md). True insists,
+        ``"auto"`` does so on GPUs for models and builders that allow it.
 
     Raises
     ------
     ValueError
         For unknown names and options, or a verifier that would bias the builder's trees.
     NotImplementedError
-        For trees on a target whose state cannot fork.
+        For trees on a target whose state cannot fork, and with ``graph=True`` for what cannot have
+        static shapes.
     """
 
     def __init__(
@@ -85,13 +94,15 @@ class SpeculativeDecoder:
         max_depth: int | None = None,
         draft_temperature: float | None = None,
         lossy: bool = False,
+        graph: bool | str = "auto",
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         options = resolve_options(builder_options)
         if max_depth is not None:
             options["max_depth"] = max_depth
         if builder == "opt_tree" and drafter is not None and drafter.source_kind == "Expander":
-            options.setdefault("threshold", self._by_device(_THRESHOLDS))
+            # A graph's calls cannot depend on the data.
+            options.setdefault("threshold", 0.0 if graph is True else self._by_device(_THRESHOLDS))
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth", UNLIMITED)
@@ -113,6 +124,26 @@ class SpeculativeDecoder:
                 "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
+        self.graph = self._graph_rounds(graph, options)
+
+    def _graph_rounds(self, graph: bool | str, options: Mapping[str, Any]) -> GraphRounds | None:
+        if graph not in (True, False, "auto"):
+            raise ValueError(f"load: graph must be True, False or 'auto', got {graph!r}")
+        if graph is False or (graph == "auto" and self.target.device.type != "cuda"):
+            return None
+        from treespec.static.decoding import make_graph_rounds
+
+        rounds: GraphRounds | None = make_graph_rounds(
+            self.target,
+            self.drafter,
+            required=graph is True,
+            builder=self.builder,
+            options=options,
+            verifier=self.verifier_name,
+            node_budget=self.node_budget,
+            draft_temperature=self.draft_temperature or 1.0,
+        )
+        return rounds
 
     def _default_budget(self, options: Mapping[str, Any]) -> int:
         """The nodes that the options ask for, else what suits the device."""
@@ -276,33 +307,68 @@ class SpeculativeDecoder:
     ) -> Iterator[None]:
         """Yields after the prefill and after every round; frees all state at the end."""
         running = [g for g in generations if g.finish_reason is None]
+        graph = self._serving_graph(running, on_round)
         try:
             with clock.step("prefill"):
-                self._prefill(running)
-            while running:
+                self._prefill(running, graph)
+            if running:
                 yield
-                running = [g for g in running if g.finish_reason is None]
-                if running:
+            running = [g for g in running if g.finish_reason is None]
+            with self._rounds(graph, running, clock, on_round) as play_round:
+                while running:
                     with clock.step("other"):
-                        self._round(running, clock, on_round)
+                        play_round(running, clock)
+                    yield
+                    running = [g for g in running if g.finish_reason is None]
         finally:
             self._close(generations)
 
-    def _prefill(self, running: Sequence[Generation]) -> None:
-        """Feed the prompts and draw the first token of each, at its own position."""
+    def _serving_graph(
+        self, running: Sequence[Generation], on_round: OnRound | None
+    ) -> GraphRounds | None:
+        """The graphs if they are on and can play these generations."""
+        if self.graph is None or not running:
+            return None
+        served = self.graph.serve(running[0].params, traced=on_round is not None)
+        return self.graph if served else None
+
+    @contextmanager
+    def _rounds(
+        self,
+        graph: GraphRounds | None,
+        running: Sequence[Generation],
+        clock: Clock,
+        on_round: OnRound | None,
+    ) -> Iterator[PlayRound]:
+        """How to play the rounds of prefilled sequences."""
+        if graph is None or not running:
+            yield partial(self._round, on_round=on_round)
+            return
+        with ExitStack() as stack:
+            with clock.step("prefill"):
+                run = stack.enter_context(graph.open(running))
+            yield run.round
+
+    def _prefill(self, running: Sequence[Generation], graph: GraphRounds | None) -> None:
+        """Feed the prompts and draw the first token of each, at its own position.
+
+        A graph has buffers of its own for what comes after the prompt.
+        """
         if not running:
             return
         budget = self.node_budget if self.drafter is not None else 0
         needs = self._needs
         for g in running:
-            g.target_state = self.target.open(g.capacity + budget + 1)
+            rows = g.capacity + budget + 1 if graph is None else g.prompt_length
+            g.target_state = self.target.open(rows)
         logits, states = self.target.prefill(
             [g.target_state for g in running], [g.tokens for g in running], needs
         )
         for g, row, own_states in zip(running, logits, states, strict=True):
             verdict = self._verify(g, _core.root_tree(g.root), row[None])
             if self.drafter is not None:
-                g.draft_state = self.drafter.begin(g.tokens, own_states, g.capacity + budget)
+                rows = g.capacity + budget if graph is None else g.prompt_length + 1
+                g.draft_state = self.drafter.begin(g.tokens, own_states, rows)
             g.append(verdict.tokens)
             g.stats.tokens += 1
             if self.drafter is not None:
@@ -398,7 +464,7 @@ class SpeculativeDecoder:
         kept = []
         for g, tree, verdict in zip(running, trees, verdicts, strict=True):
             emitted = g.append(verdict.tokens)
-            g.stats.count_round(tree, verdict, emitted)
+            g.stats.count_round(tree.parent, verdict.accepted_nodes, emitted)
             kept.append(np.array([0, *verdict.accepted_nodes[: emitted - 1]], dtype=np.int32))
         self.target.commit([g.target_state for g in running], kept)
         if self.drafter is None:

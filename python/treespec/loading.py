@@ -23,6 +23,7 @@ def load(
     builder_options: Mapping[str, Any] | None = None,
     draft_temperature: float | None = None,
     lossy: bool = False,
+    graph: bool | str = "auto",
     tokenizer: Any = None,
     backend: str = "auto",
     device: Any = "auto",
@@ -71,6 +72,7 @@ def load(
         max_depth=max_depth,
         draft_temperature=draft_temperature,
         lossy=lossy,
+        graph=graph,
     )
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from treespec._core import TokenTree, Verdict
+import numpy as np
+import numpy.typing as npt
 
 STEPS = ("prefill", "draft", "build", "mask", "target", "verify", "commit", "other")
 MODEL_STEPS = ("prefill", "draft", "target")
@@ -81,14 +82,23 @@ class Stats:
         """Share of offered sibling ranks that were accepted."""
         return _ratios(self.accepted_by_rank, self.offered_by_rank)
 
-    def count_round(self, tree: TokenTree, verdict: Verdict, emitted: int) -> None:
-        """Count one round, of whose tokens the first `emitted` were kept."""
-        path = verdict.accepted_nodes[:emitted].tolist()
+    def count_round(
+        self, parent: npt.NDArray[np.int32], accepted_nodes: npt.NDArray[np.int32], emitted: int
+    ) -> None:
+        """Count one round, of whose tokens the first `emitted` were kept.
+
+        Parameters
+        ----------
+        parent
+            ``[N]``, of the verified tree.
+        accepted_nodes
+            Ids of the accepted path, root excluded.
+        """
+        path = accepted_nodes[:emitted].tolist()
         self.rounds += 1
         self.tokens += emitted
-        self.drafted_nodes += tree.num_nodes - 1
+        self.drafted_nodes += len(parent) - 1
         self.accepted += len(path)
-        parent = tree.parent
         for depth, node in enumerate([0, *path]):
             children = (parent == node).nonzero()[0].tolist()
             if not children or depth == emitted:

@@ -99,6 +99,7 @@ class AutoregressiveDrafter:
             )
         if tokenizer is not None and target_tokenizer is not None:
             check_same_tokens(tokenizer.get_vocab(), target_tokenizer.get_vocab())
+        self.model = model
         self.vocab_size = target_vocab_size
         self.max_context = max_context(model)
         self._known_ids = vocab_size(model)
@@ -119,7 +120,7 @@ class AutoregressiveDrafter:
         """Bring all sessions up to their roots in one packed forward, and hand out expanders."""
         for session in sessions:
             session.reset_round()
-        self._catch_up([session for session in sessions if session.root_logits is None])
+        self.catch_up([session for session in sessions if session.root_logits is None])
         for session in sessions:
             session.expander = AutoregressiveExpander(self, session, settings)
         return [session.expander for session in sessions if session.expander is not None]
@@ -155,9 +156,10 @@ class AutoregressiveDrafter:
         logits, _ = self._runner.forward(segments)
         return list(logits.split([len(segment) for segment in segments]))
 
-    def _catch_up(self, sessions: Sequence[AutoregressiveSession]) -> None:
-        """Feed what was committed since the last draft. Refeeding beats keeping the accepted
-        rows.
+    def catch_up(self, sessions: Sequence[AutoregressiveSession]) -> None:
+        """Compute what was committed since the last draft, in one packed forward.
+
+        Computing it again beats keeping the accepted rows.
         """
         if not sessions:
             return

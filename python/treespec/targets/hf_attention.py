@@ -218,6 +218,52 @@ def _config_window(config: Any, layer: int | None) -> int | None:
     return window if getattr(config, "use_sliding_window", True) else None
 
 
+@dataclass(frozen=True)
+class ScoreRule:
+    """How an attention module turns products of queries and keys into scores.
+
+    Attributes
+    ----------
+    scale
+        Factor of the products.
+    softcap
+        c in ``c * tanh(score / c)``, or None.
+    sinks
+        ``[H]`` logits that take part in the softmax without a value, or None.
+    window
+        A query sees keys with ``query position - key position < window``; None is all.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+    window: int | None = None
+
+
+def score_rule(
+    module: Any,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    keywords: dict[str, Any],
+) -> ScoreRule:
+    """The rule that a model asks its attention function for.
+
+    Raises
+    ------
+    NotImplementedError
+        If the model changes scores in a way that treespec does not compute.
+    """
+    unknown = [name for name in _UNSUPPORTED_KEYWORDS if keywords.get(name) is not None]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if unknown:
+        raise NotImplementedError(f"treespec attention: the model adds its own {unknown[0]}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap, sinks = keywords.get("softcap"), keywords.get("s_aux")
+    return ScoreRule(scale, softcap, sinks, layer_window(module, keywords))
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,
@@ -258,22 +304,15 @@ def packed_attention(
     context = _CONTEXT.get()
     if context is None:
         raise RuntimeError("treespec attention: call the model through PackedRunner.forward")
-    unknown = [name for name in _UNSUPPORTED_KEYWORDS if keywords.get(name) is not None]
-    if attention_mask is not None:
-        unknown.append("attention_mask")
-    if unknown:
-        raise NotImplementedError(f"treespec attention: the model adds its own {unknown[0]}")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    softcap, sinks = keywords.get("softcap"), keywords.get("s_aux")
-    window = layer_window(module, keywords)
+    rule = score_rule(module, query, attention_mask, scaling, keywords)
     outputs = []
     for index, (keys, values) in enumerate(context.rows.take(key, value)):
         rows = context.rows.part(query, index)
-        if softcap is None and sinks is None:
-            output = _attend(context, index, window, rows, keys, values, scale)
+        if rule.softcap is None and rule.sinks is None:
+            output = _attend(context, index, rows, keys, values, rule)
         else:
-            mask = context.mask(index, window, rows, dense=True)
-            output = _attend_exactly(rows, keys, values, mask, scale, softcap, sinks)
+            mask = context.mask(index, rule.window, rows, dense=True)
+            output = _attend_exactly(rows, keys, values, mask, rule)
         outputs.append(output)
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return packed.transpose(0, 1).unsqueeze(0), None
@@ -282,18 +321,18 @@ def packed_attention(
 def _attend(
     context: PackedContext,
     index: int,
-    window: int | None,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    scale: float,
+    rule: ScoreRule,
 ) -> torch.Tensor:
     """Plain attention of ``[H, n, D]`` rows over ``[H / groups, L, D]`` keys: ``[H, n, E]``."""
     heads, count, width = query.shape
     groups = heads // keys.shape[0]
     folded = count <= _MAX_FOLDED_ROWS
     # The causal switch counts rows, and folding would repeat them.
-    mask = context.mask(index, window, query, groups if folded else 1, dense=folded and groups > 1)
+    dense = folded and groups > 1
+    mask = context.mask(index, rule.window, query, groups if folded else 1, dense)
     if mask.start:
         keys, values = keys[:, mask.start :], values[:, mask.start :]
     keys, values = keys.unsqueeze(1), values.unsqueeze(1)
@@ -303,7 +342,7 @@ def _attend(
         query = query.reshape(-1, groups, count, width)
         keys, values = keys.expand(-1, groups, -1, -1), values.expand(-1, groups, -1, -1)
     output = scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask.bias, is_causal=mask.is_causal, scale=scale
+        query, keys, values, attn_mask=mask.bias, is_causal=mask.is_causal, scale=rule.scale
     )
     return output.reshape(heads, count, -1)
 
@@ -313,9 +352,7 @@ def _attend_exactly(
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: SegmentMask,
-    scale: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    rule: ScoreRule,
 ) -> torch.Tensor:
     """Attention with a soft cap on the scores or sink logits, in float32 (float64 for float64)."""
     heads, count, width = query.shape
@@ -323,16 +360,17 @@ def _attend_exactly(
     shared = query.reshape(
         keys.shape[0], -1, width
     )  # rows of the query heads that share a key head
-    scores = shared.to(wide) @ keys[:, mask.start :].to(wide).mT * scale
+    scores = shared.to(wide) @ keys[:, mask.start :].to(wide).mT * rule.scale
     scores = scores.view(heads, count, -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
     if mask.bias is not None:
         scores = scores + mask.bias
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(wide).view(-1, 1, 1).expand(-1, count, 1)], dim=-1)
+    if rule.sinks is not None:
+        sinks = rule.sinks.to(wide).view(-1, 1, 1)
+        scores = torch.cat([scores, sinks.expand(-1, count, 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)
-    if sinks is not None:
+    if rule.sinks is not None:
         weights = weights[..., :-1]
     output = weights.view(*shared.shape[:2], -1) @ values[:, mask.start :].to(wide)
     return output.view(heads, count, -1).to(query.dtype)

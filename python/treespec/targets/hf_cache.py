@@ -99,6 +99,11 @@ class KvSequence:
         rows.values[:, row:end] = values
         return rows.keys[:, :end], rows.values[:, :end]
 
+    def committed_rows(self) -> list[_Rows]:
+        """Per layer the committed keys ``[H, length, D]`` and values ``[H, length, E]``: views."""
+        layers = [self._layers[index] for index in sorted(self._layers)]
+        return [(rows.keys[:, : self.length], rows.values[:, : self.length]) for rows in layers]
+
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on, pending ones included."""
         if not 0 <= length <= self.length:

@@ -114,7 +114,7 @@ class DeviceTables {
     view_.width = t.width;
     view_.token = token_.data();
     view_.logprob = logprob_.data();
-    view_.next = t.kind == SourceKind::kTransitions ? next_.data() : nullptr;
+    view_.next = t.kind == SourceKind::kMarginals ? nullptr : next_.data();
   }
   const device::ListSource& view() const { return view_; }
 
@@ -176,6 +176,123 @@ class DeviceTrees {
   DeviceArray<float> logprob_;
   device::Trees view_;
 };
+
+/// Frontiers of a batch.
+class DeviceFrontier {
+ public:
+  DeviceFrontier(int32_t batch, int32_t max_nodes)
+      : count_(static_cast<size_t>(batch)),
+        index_(size(batch, max_nodes)),
+        parent_(size(batch, max_nodes)),
+        token_(size(batch, max_nodes)),
+        depth_(size(batch, max_nodes)),
+        state_(size(batch, max_nodes)) {
+    view_ = {max_nodes,     count_.data(), index_.data(), parent_.data(),
+             token_.data(), depth_.data(), state_.data()};
+  }
+  const device::Frontier& view() const { return view_; }
+
+  /// Fails unless the frontier of sequence `b` is `expected`.
+  void check_equal_to(ArrayView<const FrontierNode> expected, int32_t b) const {
+    CHECK_EQUAL(count_.to_host()[static_cast<size_t>(b)], expected.size());
+    const auto all = {index_.to_host(), parent_.to_host(), token_.to_host(), depth_.to_host(),
+                      state_.to_host()};
+    for (int32_t i = 0; i < view_.max_nodes; ++i) {
+      const FrontierNode node = i < expected.size() ? expected[i] : FrontierNode{-1, -1, 0, 0, 0};
+      const int32_t fields[] = {node.index, node.parent, node.token, node.depth, node.state};
+      const int32_t* field = fields;
+      for (const auto& values : all) {
+        CHECK_EQUAL(values[static_cast<size_t>(b * view_.max_nodes + i)], *field++);
+      }
+    }
+  }
+
+ private:
+  static size_t size(int32_t batch, int32_t each) { return static_cast<size_t>(batch * each); }
+  DeviceArray<int32_t> count_, index_, parent_, token_, depth_, state_;
+  device::Frontier view_;
+};
+
+/// Rows of the frontier nodes of a sequence, out of the lists of the batch.
+inline std::vector<CandidateRow> rows_of(const Tables& t, int32_t b,
+                                         ArrayView<const FrontierNode> frontier) {
+  std::vector<CandidateRow> rows;
+  for (int64_t i = 0; i < frontier.size(); ++i) {
+    const int64_t row = t.kind == SourceKind::kExpander    ? i
+                        : t.kind == SourceKind::kMarginals ? frontier[i].depth
+                        : frontier[i].depth == 0
+                            ? 0
+                            : int64_t{frontier[i].depth} * t.num_rows + frontier[i].state;
+    const int64_t at = b * t.entries() + row * t.width;
+    const bool leaf =
+        t.kind == SourceKind::kTransitions && frontier[i].depth > 0 && frontier[i].state < 0;
+    if (leaf) {
+      rows.push_back({});
+      continue;
+    }
+    rows.push_back({t.token.data() + at, t.logprob.data() + at,
+                    t.kind == SourceKind::kMarginals ? nullptr : t.next.data() + at, t.width,
+                    true});
+  }
+  return rows;
+}
+
+/// The laws of drawn trees.
+class DeviceLaws {
+ public:
+  DeviceLaws(int32_t batch, int32_t max_nodes, int32_t width)
+      : max_nodes_(max_nodes),
+        row_(static_cast<size_t>(batch * max_nodes)),
+        offset_(static_cast<size_t>(batch * max_nodes + 1)),
+        token_(static_cast<size_t>(batch * max_nodes * width)),
+        prob_(static_cast<size_t>(batch * max_nodes * width)) {}
+  device::LawOutput view() const {
+    return {row_.data(), offset_.data(), token_.data(), prob_.data()};
+  }
+
+  /// Fails unless every node of sequence `b` has the law that `expected` gives it.
+  void check_equal_to(const TokenTree& expected, int32_t b) const {
+    const auto row = row_.to_host();
+    const auto offset = offset_.to_host();
+    const auto token = token_.to_host();
+    const auto prob = prob_.to_host();
+    const DraftRows& rows = expected.draft_probs;
+    for (int32_t i = 0; i < max_nodes_; ++i) {
+      const auto at = static_cast<size_t>(b * max_nodes_ + i);
+      const int32_t theirs =
+          rows.empty() || i >= expected.num_nodes() ? -1 : rows.row_of_node[static_cast<size_t>(i)];
+      CHECK_EQUAL(row[at], theirs < 0 ? -1 : static_cast<int32_t>(at));
+      if (theirs < 0) {
+        CHECK_EQUAL(offset[at], offset[at + 1]);
+        continue;
+      }
+      const int64_t begin = rows.row_offset[static_cast<size_t>(theirs)];
+      const int64_t size = rows.row_offset[static_cast<size_t>(theirs) + 1] - begin;
+      CHECK_EQUAL(offset[at + 1] - offset[at], size);
+      CHECK(std::memcmp(&token[static_cast<size_t>(offset[at])],
+                        &rows.token[static_cast<size_t>(begin)],
+                        4 * static_cast<size_t>(size)) == 0);
+      CHECK(std::memcmp(&prob[static_cast<size_t>(offset[at])],
+                        &rows.prob[static_cast<size_t>(begin)],
+                        4 * static_cast<size_t>(size)) == 0);
+    }
+  }
+
+ private:
+  int32_t max_nodes_;
+  DeviceArray<int32_t> row_;
+  DeviceArray<int64_t> offset_;
+  DeviceArray<int32_t> token_;
+  DeviceArray<float> prob_;
+};
+
+inline std::vector<RoundKey> random_keys(std::mt19937& random, int32_t batch) {
+  std::vector<RoundKey> keys;
+  for (int32_t b = 0; b < batch; ++b) {
+    keys.push_back({random(), static_cast<uint32_t>(random()), static_cast<uint32_t>(random())});
+  }
+  return keys;
+}
 
 inline std::vector<uint32_t> no_status(int32_t batch) {
   return std::vector<uint32_t>(static_cast<size_t>(batch), device::kOk);

@@ -6,8 +6,10 @@
 #include <cstdint>
 
 #include "treespec/device/trees.h"
+#include "treespec/rng.h"
 #include "treespec/source.h"
 #include "treespec/stream.h"
+#include "treespec/token_tree.h"
 
 namespace treespec::device {
 
@@ -46,5 +48,111 @@ struct BuildRequest {
 /// parallel form is ours.
 void build_best_first(Stream stream, const ListSource& lists, int32_t max_depth,
                       const BuildRequest& request, const Trees& trees, uint32_t* status);
+
+/// Nodes whose rows are wanted next, as FrontierNode, in order: sequence b has
+/// `num_nodes[b]` of them, 0 when its tree is grown. Padding: index and parent -1, the rest 0.
+struct Frontier {
+  int32_t max_nodes = 0;         ///< room for a sequence
+  int32_t* num_nodes = nullptr;  ///< [batch]
+  int32_t* index = nullptr;      ///< [batch, max_nodes]: order of first hand-over, the root is 0
+  int32_t* parent = nullptr;     ///< [batch, max_nodes]: its parent's index
+  int32_t* token = nullptr;      ///< [batch, max_nodes]
+  int32_t* depth = nullptr;      ///< [batch, max_nodes]
+  int32_t* state = nullptr;      ///< [batch, max_nodes]
+};
+
+/// Options of `opt_tree` and `eagle2`; the defaults are opt_tree's with threshold 0.
+struct LayerOptions {
+  int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
+  int32_t max_calls = INT32_MAX;  ///< of the drafter
+  int32_t width = INT32_MAX;      ///< most nodes expanded per call, and children taken of each
+  double threshold = 0.0;         ///< stop when a layer adds no more expected acceptance than this
+  double width_ratio = 0.0;       ///< in [0, 1]; eagle2's
+  bool constant_growth = false;   ///< eagle2's growth "constant"; width_ratio must be 0
+};
+
+/// Layered builders, one launch per layer: begin_layers, then grow_layer for every drafter call
+/// until all frontiers are empty (a fixed number of times in a captured graph: a sequence without a
+/// frontier is left alone), then finish_layers. Equal to layered growth on the CPU over the same
+/// lists, ties included. `workspace` keeps the state in between. InvalidArgument: max_nodes - 1
+/// above kMostDrafted, a frontier too small for `options` and max_nodes, shapes out of range.
+/// Sources: Wang et al., "OPT-Tree", 2024, arXiv 2406.17276; Li et al., "EAGLE-2", 2024,
+/// arXiv 2406.16858; the parallel form is ours.
+size_t layers_workspace_bytes(int32_t batch, int32_t max_nodes);
+/// Starts with the frontier [root]. kOutOfBounds: a budget beyond the envelope, which cuts it.
+void begin_layers(Stream stream, const LayerOptions& options, const BuildRequest& request,
+                  const Trees& trees, void* workspace, const Frontier& frontier, uint32_t* status);
+/// Takes the rows of the frontier (kExpander: row i of a sequence is that of its node i), keeps the
+/// budget's best and replaces the frontier.
+void grow_layer(Stream stream, const LayerOptions& options, const ListSource& lists,
+                const Trees& trees, void* workspace, const Frontier& frontier, uint32_t* status);
+/// Writes every array of `trees`; max_draws must be at least max_nodes - 1.
+void finish_layers(Stream stream, const BuildRequest& request, const void* workspace,
+                   const Trees& trees);
+
+/// The recorded laws of drawn trees, as a sparse DraftLaw: row b * max_nodes + i is that of node i
+/// of sequence b, empty if it drew nothing.
+struct LawOutput {
+  int32_t* row_of_node = nullptr;  ///< [batch, max_nodes], -1: drew nothing
+  int64_t* row_offset = nullptr;   ///< [batch * max_nodes + 1]
+  int32_t* token = nullptr;        ///< room for batch * max_nodes * lists.width
+  float* prob = nullptr;           ///< the same
+};
+
+/// How children come about, and the counters of their noise.
+struct DrawOptions {
+  Proposal proposal = Proposal::kDeterministic;
+  const RoundKey* key = nullptr;  ///< [batch] in device memory; null for kDeterministic
+};
+
+/// A growth map in device memory, as treespec::GrowthMap: of chain, kary, sequoia, medusa_choices,
+/// top_plus_one. A node budget or depth below the map's cuts it: places that are too deep are
+/// dropped, then the first ones are kept.
+struct ShapeSource {
+  int32_t num_places = 0;           ///< root not counted, at most kMostDrafted
+  const int32_t* parent = nullptr;  ///< [num_places]; kBadTree: not in [0, i]
+  int32_t max_depth = INT32_MAX;    ///< for tables, at most their depth
+  bool whole_levels = false;        ///< cut to levels that fit (default expansion vectors)
+};
+
+/// Fixed shapes, a drafter call per level: begin_shape, grow_shape as often as the map is deep,
+/// finish_shape. Equal to fixed-shape growth on the CPU over the same lists: the likeliest tokens,
+/// or draws from the law of a list (its tokens by ascending id, renormalised). Draws: purpose
+/// kDraft at the path slot of a node, index = token (race) or number of the draw (kIid).
+/// `list_width`: width of the lists, here and in finish_shape; only drawn trees need room for them.
+size_t shape_workspace_bytes(int32_t batch, int32_t max_nodes, int32_t num_places,
+                             int32_t list_width, Proposal proposal);
+void begin_shape(Stream stream, const ShapeSource& shape, int32_t list_width, Proposal proposal,
+                 const BuildRequest& request, const Trees& trees, void* workspace,
+                 const Frontier& frontier, uint32_t* status);
+/// Takes the rows of the frontier and fills their level: two launches for drawn trees, else one.
+void grow_shape(Stream stream, const ShapeSource& shape, const DrawOptions& draws,
+                const ListSource& lists, const Trees& trees, void* workspace,
+                const Frontier& frontier, uint32_t* status);
+/// Writes every array of `trees`, and the laws of a drawn tree: one launch, three for those.
+void finish_shape(Stream stream, const ShapeSource& shape, int32_t list_width, Proposal proposal,
+                  const BuildRequest& request, void* workspace, const Trees& trees,
+                  const LawOutput& law);
+
+/// Builders `rollouts` and `delayed`: a trunk of draws, then `num_paths` paths from its end.
+struct PathOptions {
+  int32_t num_paths = 3;  ///< at most kMostDrafted
+  int32_t trunk = -1;     ///< L1; -1: by the budget, at most 8; 0 for rollouts
+  int32_t branch = -1;    ///< L2; -1: by the budget, at most 8
+  bool rollouts = false;  ///< no trunk, paths as long as the budget allows, fewer if it is small
+  int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
+};
+
+/// As for shapes; `num_paths` also bounds the frontier. A budget that cannot hold what is asked for
+/// is reported as kOutOfBounds and grows nothing. Always kIid.
+size_t paths_workspace_bytes(int32_t batch, int32_t max_nodes, int32_t list_width);
+void begin_paths(Stream stream, const PathOptions& options, int32_t list_width,
+                 const BuildRequest& request, const Trees& trees, void* workspace,
+                 const Frontier& frontier, uint32_t* status);
+void grow_paths(Stream stream, const PathOptions& options, const RoundKey* key,
+                const ListSource& lists, const Trees& trees, void* workspace,
+                const Frontier& frontier, uint32_t* status);
+void finish_paths(Stream stream, int32_t list_width, const BuildRequest& request, void* workspace,
+                  const Trees& trees, const LawOutput& law);
 
 }  // namespace treespec::device

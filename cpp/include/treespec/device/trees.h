@@ -30,6 +30,7 @@ struct DraftLaw {
   int32_t vocab_size = 0;
   const int64_t* row_offset = nullptr;  ///< sparse: row r is entries [row_offset[r], [r + 1])
   const int32_t* token = nullptr;       ///< sparse: ascending in a row; null: rows are dense
+  int32_t max_support = 0;              ///< sparse: most entries of a row
   const float* prob = nullptr;          ///< sparse: per entry; dense: row r at r * row_stride
   int64_t row_stride = 0;               ///< dense: elements between rows
 };

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of logits as kernels read them: one warp takes a block of 4096, each thread eight neighbours
+// out of every 256, all in registers, and sums its exponentials with the bits of the CPU.
+#pragma once
+
+#include <cstring>
+#include <limits>
+#include <simt.cuh>
+#include <type_traits>
+
+#include "block_reduce.cuh"
+#include "shared/block_sum.hd.h"
+#include "shared/half.hd.h"
+#include "unrolled.cuh"
+
+namespace treespec::device {
+
+constexpr int64_t kBlock = shared::kBlock;
+constexpr int32_t kMostVocab = 1 << 18;
+constexpr int32_t kMostBlocks = kMostVocab / kBlock;
+constexpr int kChunk = 8;  // neighbouring logits of a thread: 16 bytes of half precision
+constexpr int kSteps = kBlock / shared::kLanes;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+static_assert(shared::kLanes == kChunk * simt::kWarpSize);
+
+/// Element types, as they lie in memory.
+struct Float32 {
+  using Stored = float;
+  TREESPEC_DEVICE static float value(float x) { return x; }
+};
+struct Float16 {
+  using Stored = uint16_t;
+  TREESPEC_DEVICE static float value(uint16_t bits) { return shared::float16_to_float(bits); }
+};
+struct BFloat16 {
+  using Stored = uint16_t;
+  TREESPEC_DEVICE static float value(uint16_t bits) { return shared::bfloat16_to_float(bits); }
+};
+
+/// Neighbouring elements of a row.
+template <class Element>
+struct Chunk {
+  using Stored = typename Element::Stored;
+  static constexpr int kLoads = kChunk * sizeof(Stored) / 16;
+  Stored element[kChunk];
+
+  TREESPEC_DEVICE float operator[](int i) const { return Element::value(element[i]); }
+
+  /// Elements first ... first + kChunk of a row; those from `size` on are not read: -inf.
+  TREESPEC_DEVICE static Chunk load(const Stored* row, int32_t first, int32_t size, bool aligned) {
+    Chunk chunk;
+    if (aligned && first + kChunk <= size) {
+      simt::Words4 words[kLoads];
+      simt::unrolled<kLoads>([&](auto i) {
+        words[i] = simt::load_16_bytes(reinterpret_cast<const char*>(row + first) + 16 * i);
+      });
+      memcpy(chunk.element, words, sizeof words);
+    } else {
+      simt::unrolled<kChunk>(
+          [&](auto i) { chunk.element[i] = first + i < size ? row[first + i] : lowest(); });
+    }
+    return chunk;
+  }
+
+ private:
+  TREESPEC_DEVICE static Stored lowest() {
+    if constexpr (std::is_same_v<Element, Float32>) return kLowest;
+    return static_cast<Stored>(std::is_same_v<Element, Float16> ? 0xFC00u : 0xFF80u);
+  }
+};
+
+/// The rows, as a kernel reads them.
+template <class Element>
+struct Rows {
+  using Stored = typename Element::Stored;
+  const Stored* data;
+  int64_t num_rows, row_stride;
+  int32_t size;  // of a row
+  int32_t num_blocks;
+  int32_t rows_per_sequence;
+  const int32_t* rows_of_sequence;
+
+  TREESPEC_DEVICE bool given(int64_t row) const {
+    return rows_of_sequence == nullptr ||
+           row % rows_per_sequence < rows_of_sequence[row / rows_per_sequence];
+  }
+  TREESPEC_DEVICE const Stored* row(int64_t r) const { return data + r * row_stride; }
+  /// Blocks of a row are aligned if the row is.
+  TREESPEC_DEVICE static bool aligned(const Stored* row) {
+    return reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  }
+};
+
+/// A block of a row in the registers of a warp.
+template <class Element>
+struct LogitBlock {
+  Chunk<Element> chunk[kSteps];
+
+  /// `begin`: first entry of the block. Entries beyond the row are -inf.
+  TREESPEC_DEVICE void load(const typename Element::Stored* row, int32_t begin, int32_t size) {
+    const bool aligned = Rows<Element>::aligned(row);
+    simt::unrolled<kSteps>([&](auto step) {
+      const int32_t first = begin + step * static_cast<int32_t>(shared::kLanes);
+      chunk[step] = Chunk<Element>::load(row, first + simt::lane() * kChunk, size, aligned);
+    });
+  }
+
+  /// Largest of this thread's entries.
+  TREESPEC_DEVICE float own_top() const {
+    float top = kLowest;
+    simt::unrolled<kSteps>([&](auto step) {
+      simt::unrolled<kChunk>([&](auto i) { top = chunk[step][i] > top ? chunk[step][i] : top; });
+    });
+    return top;
+  }
+  /// Whether one of this thread's entries is NaN.
+  TREESPEC_DEVICE bool has_nan() const {
+    bool found = false;
+    simt::unrolled<kSteps>([&](auto step) {
+      simt::unrolled<kChunk>([&](auto i) { found |= chunk[step][i] != chunk[step][i]; });
+    });
+    return found;
+  }
+  /// Sum over the block of exp(scale * (x - top)), as the CPU's row::exp_sum; every lane gets it.
+  /// Entry i of a step counts unless bit i of `left_out[step]` is set. `scale`: 1 / temperature.
+  TREESPEC_DEVICE double exp_sum(float top, double scale, const uint8_t* left_out) const {
+    double lane[kChunk];
+    simt::unrolled<kChunk>([&](auto i) {
+      float sum = 0.0f;
+      simt::unrolled<kSteps>([&](auto step) {
+        const bool counts = (left_out[step] >> i & 1) == 0;
+        sum += counts ? shared::exp_unit(chunk[step][i], top, scale) : 0.0f;
+      });
+      lane[i] = static_cast<double>(sum);
+    });
+    double sum = shared::lane_tree<kChunk>(lane);
+    for (int distance = 1; distance < simt::kWarpSize; distance *= 2) {
+      sum += simt::shuffle_xor(sum, distance);
+    }
+    return sum;
+  }
+};
+
+}  // namespace treespec::device

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds of a decoder over static buffers: what `treespec.load(graph=...)` switches on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import torch
+
+from treespec import _core
+from treespec.config import SamplingParams
+from treespec.drafts.autoregressive import AutoregressiveDrafter
+from treespec.generation import Generation
+from treespec.static import cuda_ops
+from treespec.static.attention import TreeAttention
+from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
+from treespec.static.choice import AttentionShape, choose_attention
+from treespec.static.draft import StaticDrafter
+from treespec.static.kv import StaticKv
+from treespec.static.ops import PARAM_NAMES, encode_options
+from treespec.static.plan import plan_draft
+from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play_round
+from treespec.static.runner import StaticRunner
+from treespec.stats import Clock
+from treespec.targets.hf import HfTarget
+from treespec.targets.hf_cache import KvSequence
+from treespec.targets.hf_model import text_config
+
+LOGGER = logging.getLogger("treespec")
+
+VERIFIERS = ("auto", "greedy", "target_only")
+
+# Buffers grow in steps of this many rows, so that calls of similar length share them.
+_CAPACITY_STEP = 256
+
+# A usual context, to choose the attention by.
+_TYPICAL_CONTEXT, _TYPICAL_CAPACITY = 2048, 4096
+
+
+class GraphRounds:
+    """Plays the rounds of a decoder with static shapes; on a GPU each is one CUDA graph.
+
+    Parameters
+    ----------
+    target, drafter
+        What the decoder drives.
+    builder, options, verifier, node_budget
+        Of the decoder; options resolved.
+    draft_temperature
+        Of the draft law.
+    attention
+        None: the faster one on this machine (`treespec.static.choice`).
+
+    Attributes
+    ----------
+    attention
+        How both models attend.
+    status
+        Says why rounds cannot be captured, once that is known.
+
+    Raises
+    ------
+    NotImplementedError
+        If something does not go with static shapes, or needs a build with CUDA.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        drafter: Any,
+        *,
+        builder: _core.TreeBuilder,
+        options: Mapping[str, Any],
+        verifier: str,
+        node_budget: int,
+        draft_temperature: float,
+        attention: TreeAttention | None = None,
+    ) -> None:
+        self.device = _common_device(target, drafter)
+        if verifier not in VERIFIERS:
+            raise NotImplementedError(
+                f"graph: verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}"
+            )
+        plan = plan_draft(builder, options, node_budget)
+        self.attention = attention or _fast_attention(target, node_budget + 1, self.device)
+        self.status = CaptureStatus()
+        self._target, self._drafter, self._verifier = target, drafter, verifier
+        self._recipe = RoundRecipe(
+            target=StaticRunner(target.model, self.attention),
+            drafter=StaticDrafter(
+                drafter.model,
+                plan,
+                target.vocab_size,
+                draft_temperature,
+                self.attention,
+                self.device,
+            ),
+            builder=builder.name,
+            options=encode_options(options),
+            node_budget=node_budget,
+        )
+        self._idle: _Buffers | None = None  # of the last generation, with their graphs
+        self._lock = Lock()  # two threads must not take the same ones
+
+    def serve(self, params: SamplingParams, traced: bool) -> bool:
+        """Whether a generation can be played here; one that cannot goes step by step."""
+        asked = {
+            "on_round": traced,
+            "allowed_tokens": params.allowed_tokens is not None,
+            "logit_bias": bool(params.logit_bias),
+        }
+        reasons = [name for name, given in asked.items() if given]
+        if reasons:
+            LOGGER.info("rounds run step by step: %s is not in the graph", reasons[0])
+        return not reasons
+
+    @contextmanager
+    def open(self, running: Sequence[Generation]) -> Iterator[GraphRun]:
+        """Take over prefilled sequences; their states are in static buffers afterwards."""
+        self._drafter.catch_up([g.draft_state for g in running])
+        buffers = self._take_buffers(running)
+        buffers.load(running)
+        self._release_states(running)
+        run = GraphRun(running, self._recipe, buffers, self.attention, self._verifier)
+        try:
+            yield run
+        except GeneratorExit:  # closed by its user
+            self._idle = buffers
+            raise
+        self._idle = buffers  # not after an error: what it has left there may be NaN
+
+    def _take_buffers(self, running: Sequence[Generation]) -> _Buffers:
+        """The idle ones if they fit; another generation may run at the same time."""
+        recipe = self._recipe
+        # The last round may emit more tokens than are kept, and the next ones run behind them.
+        needed = max(g.capacity for g in running) + recipe.max_tokens + recipe.spare_rows
+        with self._lock:
+            idle, self._idle = self._idle, None
+        if idle is not None and idle.fit(len(running), needed):
+            return idle
+        capacity = -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
+        first = running[0]
+        examples = first.target_state, first.draft_state.sequence
+        return _Buffers(recipe, examples, len(running), capacity, self.device, self.status)
+
+    def _release_states(self, running: Sequence[Generation]) -> None:
+        for g in running:
+            self._target.close(g.target_state)
+            self._drafter.end(g.draft_state)
+            g.target_state = g.draft_state = None
+
+
+class _Buffers:
+    """The state of B sequences on the device and the graphs that work on it."""
+
+    def __init__(
+        self,
+        recipe: RoundRecipe,
+        examples: tuple[KvSequence, KvSequence],
+        batch: int,
+        capacity: int,
+        device: torch.device,
+        status: CaptureStatus,
+    ) -> None:
+        target_kv, draft_kv = (StaticKv(example, batch, capacity) for example in examples)
+        self.state = RoundState(target_kv, draft_kv, recipe.max_tokens, recipe.max_nodes)
+        self.mailbox = Mailbox(self.state.results)
+        play = partial(play_round, recipe, self.state)
+        self.captured = CapturedRound(play, self.state.paused, device, status)
+
+    def fit(self, batch: int, capacity: int) -> bool:
+        kv = self.state.target_kv
+        return kv.batch == batch and kv.capacity >= capacity
+
+    def load(self, running: Sequence[Generation]) -> None:
+        for place, g in enumerate(running):
+            self.state.target_kv.load(place, g.target_state)
+            self.state.draft_kv.load(place, g.draft_state.sequence)
+        self.state.start([_start(g) for g in running])
+
+
+class GraphRun:
+    """The rounds of one batch.
+
+    Parameters
+    ----------
+    generations
+        The batch, in the order of the buffers.
+    recipe, buffers, attention
+        What is played on which buffers, and who knows the envelope.
+    verifier
+        A name of `VERIFIERS`.
+    """
+
+    def __init__(
+        self,
+        generations: Sequence[Generation],
+        recipe: RoundRecipe,
+        buffers: _Buffers,
+        attention: TreeAttention,
+        verifier: str,
+    ) -> None:
+        self._generations, self._recipe, self._buffers = list(generations), recipe, buffers
+        self._attention = attention
+        greedy = generations[0].params.greedy
+        self._verifier = (
+            _core.auto_verifier("deterministic", greedy) if verifier == "auto" else verifier
+        )
+        self._lengths = [g.length for g in generations]  # as the device has them
+        self._active = [True] * len(self._generations)
+        self._buffers.state.set_active(self._active)
+
+    def round(self, running: Sequence[Generation], clock: Clock) -> None:
+        """Play one round and commit what it emitted to the running generations.
+
+        All time on the device is booked as the target's: a graph has no steps.
+        """
+        with clock.step("target"):
+            self._buffers.captured.run(self._verifier, self._envelope())
+            results = self._buffers.mailbox.fetch()
+        for width in self._recipe.drafter.plan.widths:
+            clock.count_draft(width * len(running))
+        with clock.step("commit"):
+            self._commit(results)
+
+    def _envelope(self) -> int:
+        needed = max(self._lengths) + self._recipe.spare_rows
+        return self._attention.envelope(needed, self._buffers.state.target_kv.capacity)
+
+    def _commit(self, results: Any) -> None:
+        """Append tokens up to a stop; who has stopped stays in the batch and is not changed."""
+        state = self._buffers.state
+        state.check_results(results)
+        for place, g in enumerate(self._generations):
+            if not self._active[place]:
+                continue
+            result = state.read_results(results, place)
+            self._lengths[place] += len(result.tokens)
+            emitted = g.append(result.tokens)
+            g.stats.count_round(result.parent, result.accepted_nodes, emitted)
+        active = [g.finish_reason is None for g in self._generations]
+        if active != self._active:
+            self._active = active
+            state.set_active(active)
+
+
+def make_graph_rounds(target: Any, drafter: Any, *, required: bool, **rest: Any) -> Any:
+    """`GraphRounds`, or None for what it refuses, unless they are `required`."""
+    try:
+        return GraphRounds(target, drafter, **rest)
+    except NotImplementedError as error:
+        if required:
+            raise
+        LOGGER.info("rounds run step by step: %s", error)
+        return None
+
+
+def _common_device(target: Any, drafter: Any) -> torch.device:
+    """The one device of both models, with device functions if it needs them."""
+    if not isinstance(target, HfTarget) or not isinstance(drafter, AutoregressiveDrafter):
+        raise NotImplementedError(
+            "graph: target and drafter must be Hugging Face models with keys and values, got "
+            f"{type(target).__name__} and {type(drafter).__name__}"
+        )
+    models = (target.model, drafter.model)
+    devices = {parameter.device for model in models for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise NotImplementedError(
+            f"graph: target and drafter must be on one device, got {sorted(map(str, devices))}"
+        )
+    device: torch.device = devices.pop()
+    if device.type == "cuda":
+        cuda_ops.require_device_functions()
+    return device
+
+
+def _fast_attention(target: HfTarget, rows: int, device: torch.device) -> TreeAttention:
+    config = text_config(target.model)
+    heads = config.num_attention_heads
+    shape = AttentionShape(
+        batch=1,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        rows=rows,
+        context=_TYPICAL_CONTEXT,
+        capacity=_TYPICAL_CAPACITY,
+    )
+    return choose_attention(shape, target.model.dtype, device)
+
+
+def _start(g: Generation) -> SequenceStart:
+    params = tuple(float(getattr(g.params, name)) for name in PARAM_NAMES)
+    return SequenceStart(g.tokens, g.prompt_length, params, g.params.seed, g.sequence_id)

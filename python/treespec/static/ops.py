@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a round as torch custom ops over batches of fixed size: ``torch.ops.treespec.*``.
+
+Build, mask, verify and commit work on padded arrays, with all lengths in tensors. On CPU tensors
+they run the native core, on CUDA tensors its device functions (`treespec.static.cuda_ops`). Each
+has a fake implementation, so that programs that call it can be traced and compiled.
+
+Letters in shapes: B sequences; M nodes, root included; D levels of R candidate lists of K each;
+C = largest depth + 1. All integers are int32 unless another type is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from treespec import _core
+
+# Columns of `params` of `verify_trees`, float64.
+PARAM_NAMES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+_STATUS_TEXTS = {
+    1: "a row holds NaN or +inf",
+    2: "a row holds no token that may be drawn",
+    4: "a tree is broken",
+}
+
+
+class CandidateLists(NamedTuple):
+    """What was drafted, as the arrays of `treespec.Transitions` of each sequence.
+
+    Attributes
+    ----------
+    token, logprob
+        ``[B, D, R, K]`` int32 and float32 (natural logarithms, -inf pads): list r of level d,
+        ranked. Level 0 has list 0 only.
+    next
+        ``[B, D, R, K]``: the list of level d + 1 that continues a candidate, -1 for none.
+    """
+
+    token: torch.Tensor
+    logprob: torch.Tensor
+    next: torch.Tensor
+
+
+class Trees(NamedTuple):
+    """Trees of a batch in a fixed envelope, `treespec::device::Trees` of the native core.
+
+    Attributes
+    ----------
+    num_nodes
+        ``[B]``; the root is node 0.
+    token, parent, depth, path_logprob
+        ``[B, M]``, the last float32. Padding nodes have token 0, parent -1, depth 0 and score 0.
+    """
+
+    num_nodes: torch.Tensor
+    token: torch.Tensor
+    parent: torch.Tensor
+    depth: torch.Tensor
+    path_logprob: torch.Tensor
+
+
+class Verdicts(NamedTuple):
+    """What a round has decided.
+
+    Attributes
+    ----------
+    path
+        ``[B, C]``: the root, the accepted nodes, and -1.
+    num_accepted, next_token
+        ``[B]``; the root is not counted.
+    status
+        ``[B]``: 0, or bits that `check_status` knows.
+    """
+
+    path: torch.Tensor
+    num_accepted: torch.Tensor
+    next_token: torch.Tensor
+    status: torch.Tensor
+
+
+def check_status(status: Sequence[int]) -> None:
+    """Raise for what a device found in its data.
+
+    Parameters
+    ----------
+    status
+        Per sequence the status word of a round.
+
+    Raises
+    ------
+    ValueError
+        With the first sequence that is not in order, and why.
+    """
+    for sequence, word in enumerate(status):
+        texts = [text for bit, text in _STATUS_TEXTS.items() if word & bit]
+        if word:
+            reason = "; ".join(texts) or f"unknown status {word}"
+            raise ValueError(f"round: sequence {sequence} of the batch: {reason}")
+
+
+def encode_options(options: Mapping[str, Any]) -> str:
+    """Resolved builder options (`resolve_options`) as the text that `build_trees` takes."""
+    return json.dumps(dict(options), sort_keys=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _builder(name: str, options: str) -> _core.TreeBuilder:
+    return _core.TreeBuilder(name, **json.loads(options))
+
+
+@functools.lru_cache(maxsize=64)
+def _row_params(values: tuple[float, ...]) -> _core.RowParams:
+    named: dict[str, Any] = dict(zip(PARAM_NAMES, values, strict=True))
+    return _core.RowParams(**{**named, "top_k": int(named["top_k"])})
+
+
+def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return like.new_empty(shape, dtype=torch.int32)
+
+
+# --- outputs --------------------------------------------------------------------------------------
+# Made by one function for the kernels of all devices and for tracing.
+
+
+def empty_candidates(
+    logits: torch.Tensor, vocab_size: int, width: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of `rank_candidates`."""
+    shape = (*logits.shape[:2], width)
+    return _int32(logits, *shape), logits.new_empty(shape, dtype=torch.float32)
+
+
+def empty_trees(
+    builder: str, options: str, node_budget: int, token: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Outputs of `build_trees`."""
+    batch, nodes = token.shape[0], node_budget + 1
+    token, parent, depth = (_int32(token, batch, nodes) for _ in range(3))
+    score = token.new_empty((batch, nodes), dtype=torch.float32)
+    return _int32(token, batch), token, parent, depth, score
+
+
+def empty_mask(
+    num_nodes: torch.Tensor, parent: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of `mask_trees`."""
+    batch, nodes = parent.shape
+    return _int32(parent, batch, nodes, (nodes + 31) // 32), _int32(parent, batch, nodes)
+
+
+def empty_verdicts(
+    verifier: str, max_depth: int, logits: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Outputs of `verify_trees`."""
+    batch = logits.shape[0]
+    num_accepted, next_token, status = (_int32(logits, batch) for _ in range(3))
+    return _int32(logits, batch, max_depth + 1), num_accepted, next_token, status
+
+
+# --- the ops and their kernels over the native core -----------------------------------------------
+
+
+@torch.library.custom_op("treespec::rank_candidates", mutates_args=(), device_types="cpu")
+def rank_candidates(
+    logits: torch.Tensor, vocab_size: int, width: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens of each row of a drafter.
+
+    Parameters
+    ----------
+    logits
+        ``[B, R, V_draft]`` float16, bfloat16, float32 or float64.
+    vocab_size
+        V of the target; columns beyond it take no part.
+    width
+        K; rows with fewer tokens are padded with -inf.
+    temperature
+        Of the softmax, above 0.
+
+    Returns
+    -------
+    token, logprob
+        ``[B, R, K]`` int32 and float32, ranked; ties fall to the lower id.
+    """
+    batch, rows, draft_vocab = logits.shape
+    token, logprob = empty_candidates(logits, vocab_size, width, temperature)
+    columns = min(vocab_size, draft_vocab)
+    flat = logits[..., :columns].reshape(batch * rows, columns)
+    best = _core.Marginals.from_logits(flat, min(width, columns), temperature=temperature)
+    tokens, logprobs = (array.reshape(batch, rows, -1) for array in best.arrays)
+    known = tokens.shape[2]
+    token.zero_()[..., :known] = torch.from_numpy(tokens)
+    logprob.fill_(-torch.inf)[..., :known] = torch.from_numpy(logprobs)
+    return token, logprob
+
+
+@torch.library.custom_op("treespec::build_trees", mutates_args=(), device_types="cpu")
+def build_trees(
+    builder: str,
+    options: str,
+    node_budget: int,
+    token: torch.Tensor,
+    logprob: torch.Tensor,
+    next: torch.Tensor,
+    root: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Build one deterministic tree per sequence; takes no random numbers.
+
+    Parameters
+    ----------
+    builder, options
+        A name of `treespec.builder_names` and the text of `encode_options`.
+    node_budget
+        M - 1.
+    token, logprob, next
+        The arrays of `CandidateLists`.
+    root
+        ``[B]``: tokens of the roots.
+
+    Returns
+    -------
+    num_nodes, token, parent, depth, path_logprob
+        The arrays of `Trees`, in pop order.
+    """
+    out = Trees(*empty_trees(builder, options, node_budget, token))
+    for padding, fill in zip(out[1:], (0, -1, 0, 0), strict=True):
+        padding.fill_(fill)
+    for b in range(len(root)):
+        source = _core.Transitions(token[b].numpy(), logprob[b].numpy(), next[b].numpy())
+        tree = _builder(builder, options).build(source, node_budget, root_token=int(root[b]))
+        out.num_nodes[b] = tree.num_nodes
+        arrays = (tree.token, tree.parent, tree.depth, tree.path_logprob)
+        for column, array in zip(out[1:], arrays, strict=True):
+            column[b, : tree.num_nodes] = torch.from_numpy(array)
+    return tuple(out)
+
+
+@torch.library.custom_op("treespec::mask_trees", mutates_args=(), device_types="cpu")
+def mask_trees(
+    num_nodes: torch.Tensor,
+    parent: torch.Tensor,
+    depth: torch.Tensor,
+    prefix_length: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ancestor bits and positions of trees.
+
+    Parameters
+    ----------
+    num_nodes, parent, depth
+        Of `Trees`.
+    prefix_length
+        ``[B]``: the root's absolute position.
+
+    Returns
+    -------
+    bits
+        ``[B, M, ceil(M / 32)]``: bit ``j % 32`` of word ``j // 32`` of row i says that j is i or
+        its ancestor. A padding node sees itself and is seen by nobody.
+    positions
+        ``[B, M]``: `prefix_length` + depth.
+    """
+    bits, positions = empty_mask(num_nodes, parent)
+    batch, nodes = parent.shape
+    words = bits.zero_().numpy().view(np.uint32)
+    own = np.arange(nodes)
+    words[:, own, own // 32] = np.uint32(1) << (own % 32).astype(np.uint32)
+    for b in range(batch):
+        count = int(num_nodes[b])
+        rows = _core.ancestor_bits(parent[b, :count].numpy())
+        words[b, :count, : rows.shape[1]] = rows
+    torch.add(depth, prefix_length[:, None], out=positions)
+    return bits, positions
+
+
+@torch.library.custom_op("treespec::verify_trees", mutates_args=(), device_types="cpu")
+def verify_trees(
+    verifier: str,
+    max_depth: int,
+    logits: torch.Tensor,
+    num_nodes: torch.Tensor,
+    token: torch.Tensor,
+    parent: torch.Tensor,
+    depth: torch.Tensor,
+    history: torch.Tensor,
+    prefix_length: torch.Tensor,
+    prompt_length: torch.Tensor,
+    params: torch.Tensor,
+    seed: torch.Tensor,
+    sequence_id: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keep the longest path the target itself could have produced, and draw one more token.
+
+    Parameters
+    ----------
+    verifier
+        ``"greedy"`` or ``"target_only"``, which draws at the tokens' own positions (purpose 4).
+    max_depth
+        C - 1.
+    logits
+        ``[B, M, V]``, float16, bfloat16, float32 or float64; rows are processed when the walk
+        visits them.
+    num_nodes, token, parent, depth
+        Of `Trees`.
+    history
+        ``[B, T]``: committed tokens; sequence b has ``prefix_length[b] + 1``, the root last.
+    prefix_length
+        ``[B]``: the root's absolute position.
+    prompt_length
+        ``[B]``: how many of the history are prompt.
+    params
+        ``[B, 7]`` float64, in the order of `PARAM_NAMES`.
+    seed, sequence_id
+        ``[B]`` int64; a seed's 64 bits are read as unsigned.
+
+    Returns
+    -------
+    path, num_accepted, next_token, status
+        The arrays of `Verdicts`.
+
+    Raises
+    ------
+    ValueError
+        On a CPU at once, for NaN and for rows without tokens; on a device the status says it.
+    """
+    out = Verdicts(*empty_verdicts(verifier, max_depth, logits))
+    out.path.fill_(-1)
+    out.status.zero_()
+    for b in range(len(num_nodes)):
+        count = int(num_nodes[b])
+        tree = _core.TokenTree(token[b, :count].numpy(), parent=parent[b, :count].numpy())
+        position = int(prefix_length[b])
+        verdict = _core.verify_logits(
+            tree,
+            logits[b, :count],
+            None,
+            _row_params(tuple(params[b].tolist())),
+            verifier,
+            history[b, : position + 1].numpy(),
+            int(prompt_length[b]),
+            None,
+            int(seed[b]) % 2**64,
+            int(sequence_id[b]),
+            position,
+        )
+        nodes = [0, *verdict.accepted_nodes.tolist()]
+        out.path[b, : len(nodes)] = torch.tensor(nodes)
+        out.num_accepted[b], out.next_token[b] = verdict.num_accepted, verdict.next_token
+    return tuple(out)
+
+
+@torch.library.custom_op("treespec::commit_kv", mutates_args=("buffers",), device_types="cpu")
+def commit_kv(
+    buffers: Sequence[torch.Tensor],
+    prefix_length: torch.Tensor,
+    path: torch.Tensor,
+    count: torch.Tensor,
+) -> None:
+    """Keep the KV rows of the accepted paths, in place.
+
+    Parameters
+    ----------
+    buffers
+        Keys and values ``[B, H, rows, D]`` of all layers, of any dtype.
+    prefix_length
+        ``[B]``: the row of the root.
+    path
+        ``[B, C]``: row ``prefix_length + path[d]`` moves to ``prefix_length + d``; ascending.
+    count
+        ``[B]``: how many of the path are kept; 0 changes nothing.
+    """
+    for b in range(len(count)):
+        kept = int(count[b])
+        if kept:
+            rows = _core.KvBuffers([buffer[b] for buffer in buffers])
+            rows.commit(int(prefix_length[b]), path[b, :kept].numpy())
+
+
+rank_candidates.register_fake(empty_candidates)
+build_trees.register_fake(empty_trees)
+mask_trees.register_fake(empty_mask)
+verify_trees.register_fake(empty_verdicts)
+commit_kv.register_fake(lambda buffers, prefix_length, path, count: None)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The round over device memory: six steps, no host value read, no shape that depends on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from treespec.static.attention import RowMask
+from treespec.static.draft import StaticDrafter
+from treespec.static.kv import StaticKv
+from treespec.static.ops import Trees, Verdicts, check_status
+from treespec.static.runner import StaticRunner
+
+OPS = torch.ops.treespec
+
+
+@dataclass(frozen=True)
+class RoundRecipe:
+    """What the steps of every round are, whoever's sequences they serve.
+
+    Attributes
+    ----------
+    target, drafter
+        Models.
+    builder, options
+        A builder's name and its resolved options, as `StaticDrafter.plan` was made for them.
+    node_budget
+        Most drafted nodes.
+    """
+
+    target: StaticRunner
+    drafter: StaticDrafter
+    builder: str
+    options: str
+    node_budget: int
+
+    @property
+    def max_nodes(self) -> int:
+        """M: rows of the target's forward per sequence."""
+        return self.node_budget + 1
+
+    @property
+    def max_tokens(self) -> int:
+        """C: most tokens that a round emits per sequence."""
+        return self.drafter.plan.max_depth + 1
+
+    @property
+    def spare_rows(self) -> int:
+        """KV rows that a round may write behind the committed tokens."""
+        return max(self.max_nodes, self.drafter.num_slots, self.max_tokens)
+
+
+class SequenceStart(NamedTuple):
+    """A prefilled sequence as a round takes it over.
+
+    Attributes
+    ----------
+    tokens
+        ``[n]`` int32, committed, the root last.
+    prompt_length
+        How many of them are prompt.
+    params
+        Seven numbers in the order of `treespec.static.ops.PARAM_NAMES`.
+    seed, sequence_id
+        Key of all draws.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    prompt_length: int
+    params: tuple[float, ...]
+    seed: int
+    sequence_id: int
+
+
+class RoundResult(NamedTuple):
+    """One sequence's part of a round, on the host.
+
+    Attributes
+    ----------
+    parent
+        ``[N]`` int32, of the verified tree.
+    accepted_nodes
+        ``[a]`` int32, root excluded.
+    tokens
+        ``[a + 1]`` int32: the accepted ones and one more.
+    """
+
+    parent: npt.NDArray[np.int32]
+    accepted_nodes: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32]
+
+
+class RoundState:
+    """Everything a round reads and changes for B sequences; tensors are written in place.
+
+    Attributes
+    ----------
+    target_kv, draft_kv
+        Keys and values.
+    active
+        ``[B]`` int32, 1 or 0: a sequence that is not active stays as it is.
+    history, prefix_length, prompt_length
+        ``[B, T]``, ``[B]``, ``[B]`` int32: committed tokens and the position of the root.
+    pending, num_pending, draft_length
+        ``[B, C]``, ``[B]``, ``[B]`` int32: tokens that the drafter has not computed yet, the root
+        last, and its committed rows.
+    params, seed, sequence_id
+        ``[B, 7]`` float64, ``[B]`` int64, ``[B]`` int64.
+    results
+        ``[B, 3 + 2 C + M]`` int32: what the host reads after a round, see `read_results`.
+    """
+
+    def __init__(
+        self, target_kv: StaticKv, draft_kv: StaticKv, max_tokens: int, max_nodes: int
+    ) -> None:
+        batch, capacity = target_kv.batch, target_kv.capacity
+        device = target_kv.buffers[0].device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.target_kv, self.draft_kv = target_kv, draft_kv
+        self.max_tokens = max_tokens
+        self.active = zeros(batch)
+        # A round writes C tokens behind the root before it is known how many of them count.
+        self.history = zeros(batch, capacity + max_tokens)
+        self.prefix_length, self.prompt_length = zeros(batch), zeros(batch)
+        self.pending, self.num_pending = zeros(batch, max_tokens), zeros(batch)
+        self.draft_length = zeros(batch)
+        self.params = zeros(batch, 7, dtype=torch.float64)
+        self.seed, self.sequence_id = (zeros(batch, dtype=torch.int64) for _ in range(2))
+        self.results = zeros(batch, 3 + 2 * max_tokens + max_nodes)
+
+    def start(self, sequences: Sequence[SequenceStart]) -> None:
+        """Write B sequences, whose keys and values are loaded but for those of their roots."""
+        for place, (tokens, prompt_length, params, seed, sequence_id) in enumerate(sequences):
+            self.history[place, : len(tokens)] = torch.from_numpy(tokens)
+            self.pending[place, 0] = int(tokens[-1])
+            self.params[place] = torch.tensor(params, dtype=torch.float64)
+            for column, value in (
+                (self.prefix_length, len(tokens) - 1),
+                (self.draft_length, len(tokens) - 1),
+                (self.prompt_length, prompt_length),
+                (self.num_pending, 1),
+                (self.seed, int(np.uint64(seed).astype(np.int64))),
+                (self.sequence_id, sequence_id),
+            ):
+                column[place] = value
+
+    def set_active(self, active: Sequence[bool]) -> None:
+        """Say which sequences go on."""
+        self.active.copy_(torch.tensor(active, dtype=torch.int32))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Rounds inside the block change no sequence."""
+        active = self.active.clone()
+        self.active.zero_()
+        try:
+            yield
+        finally:
+            self.active.copy_(active)
+
+    def read_results(self, results: npt.NDArray[np.int32], place: int) -> RoundResult:
+        """One sequence's result out of a host copy of `results`."""
+        num_nodes, num_accepted, _status = results[place, :3].tolist()
+        path, tokens, parent = np.split(results[place, 3:], [self.max_tokens, 2 * self.max_tokens])
+        return RoundResult(
+            parent[:num_nodes], path[1 : num_accepted + 1], tokens[: num_accepted + 1]
+        )
+
+    @staticmethod
+    def check_results(results: npt.NDArray[np.int32]) -> None:
+        """Raise ValueError for what the device has found in its data (`check_status`)."""
+        check_status(results[:, 2].tolist())
+
+
+@torch.inference_mode()
+def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: int) -> None:
+    """Draft, build, mask, target, verify, commit; the results are in ``state.results``.
+
+    Parameters
+    ----------
+    verifier
+        ``"greedy"`` or ``"target_only"``.
+    envelope
+        KV rows that the models look at: at least every active sequence's tokens and
+        `RoundRecipe.spare_rows`.
+    """
+    lists = recipe.drafter.draft(
+        state.draft_kv, state.draft_length, state.pending, state.num_pending, envelope
+    )
+    root = state.history.gather(1, state.prefix_length.long()[:, None]).squeeze(1)
+    trees = Trees(
+        *OPS.build_trees(recipe.builder, recipe.options, recipe.node_budget, *lists, root)
+    )
+    bits, positions = OPS.mask_trees(
+        trees.num_nodes, trees.parent, trees.depth, state.prefix_length
+    )
+    mask = RowMask(state.prefix_length, bits, positions, positions, envelope)
+    logits = recipe.target.forward(state.target_kv, trees.token, mask)
+    verdicts = Verdicts(*_verify(recipe, verifier, state, trees, logits))
+    _commit(state, trees, verdicts)
+
+
+def _verify(
+    recipe: RoundRecipe, verifier: str, state: RoundState, trees: Trees, logits: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    verdicts: tuple[torch.Tensor, ...] = OPS.verify_trees(
+        verifier,
+        recipe.max_tokens - 1,
+        logits,
+        trees.num_nodes,
+        trees.token,
+        trees.parent,
+        trees.depth,
+        state.history,
+        state.prefix_length,
+        state.prompt_length,
+        state.params,
+        state.seed,
+        state.sequence_id,
+    )
+    return verdicts
+
+
+def _commit(state: RoundState, trees: Trees, verdicts: Verdicts) -> None:
+    """Keep the accepted rows, append the tokens, and say what happened."""
+    count = (verdicts.num_accepted + 1) * state.active
+    OPS.commit_kv(state.target_kv.buffers, state.prefix_length, verdicts.path, count)
+    tokens = _emitted(trees, verdicts)
+    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    places = state.prefix_length.long()[:, None] + steps
+    state.history.scatter_(1, places, tokens)
+    state.draft_length.add_(state.num_pending * state.active)
+    active = state.active == 1
+    state.pending.copy_(torch.where(active[:, None], tokens, state.pending))
+    state.num_pending.copy_(torch.where(active, count, state.num_pending))
+    state.prefix_length.add_(count)
+    status = verdicts.status * state.active  # what ran along without being used cannot fail
+    heads = torch.stack([trees.num_nodes, verdicts.num_accepted, status], 1)
+    state.results.copy_(torch.cat([heads, verdicts.path, tokens, trees.parent], 1))
+
+
+def _emitted(trees: Trees, verdicts: Verdicts) -> torch.Tensor:
+    """``[B, C]``: tokens of the accepted nodes, then the next token, then anything."""
+    below = torch.nn.functional.pad(verdicts.path[:, 1:], (0, 1), value=-1).long()
+    tokens = trees.token.gather(1, below.clamp(min=0))
+    return tokens.scatter(1, verdicts.num_accepted.long()[:, None], verdicts.next_token[:, None])

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`graph=True`: the same texts as step by step, for every builder, batch, stop and context."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoder_models import draft_model, drafter_object, table_pair, target_model
+from fake_cuda import FakeCuda
+from tiny_trees import tokens
+
+import treespec
+from treespec.decoder import SpeculativeDecoder
+from treespec.static import decoding
+from treespec.static.choice import make_attention
+from treespec.static.split_attention import SplitAttention
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+BUILDS: list[tuple[str, dict[str, Any]]] = [
+    ("chain", {"max_depth": 4}),
+    ("kary", {"expansion": [2, 2, 1]}),
+    ("sequoia", {}),
+    ("medusa_choices", {}),
+    ("eagle2", {"width": 3, "max_depth": 4}),
+    ("opt_tree", {"max_depth": 4, "threshold": 0}),
+]
+FLEX = make_attention("flex", torch.device("cpu"))
+PROMPTS = [tokens(n, n).tolist() for n in (3, 21, 9)]
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.9, "seed": [1, 2**64 - 1, 3]},
+    "truncated": {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.02},
+    "penalties": {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.2},
+    "sampled penalties": {"temperature": 0.8, "frequency_penalty": 0.3, "sequence_id": [4, 5, 6]},
+}
+
+
+@functools.cache
+def decoder(name: str, graph: bool, model: str = "llama") -> SpeculativeDecoder:
+    options = dict(BUILDS)[name]
+    target, draft = target_model(model), draft_model(model)
+    return treespec.load(target, draft, builder=name, builder_options=options, graph=graph)
+
+
+def decoder_with(attention: Any, model: str, builder: str) -> SpeculativeDecoder:
+    """A decoder that attends as told; what suits the machine is what load measures."""
+    made = treespec.load(target_model(model), draft_model(model), builder=builder)
+    made.graph = decoding.GraphRounds(
+        made.target,
+        made.drafter,
+        builder=made.builder,
+        options={},
+        verifier="auto",
+        node_budget=made.node_budget,
+        draft_temperature=1.0,
+        attention=attention,
+    )
+    return made
+
+
+def texts(made: SpeculativeDecoder, prompts: Any = PROMPTS, **options: Any) -> list[list[int]]:
+    options = {"max_new_tokens": 30, "ignore_eos": True, **options}
+    results = made.generate(prompts, **options)
+    return [result.token_ids for result in results]
+
+
+def check_played(caplog: Any) -> None:
+    assert not [text for text in caplog.messages if "step by step" in text]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("name", [name for name, _ in BUILDS])
+def test_texts_are_those_of_the_step_by_step_decoder(name: str, sampling: str, caplog: Any) -> None:
+    options = SAMPLINGS[sampling]
+    with caplog.at_level(logging.INFO, "treespec"):
+        assert texts(decoder(name, True), **options) == texts(decoder(name, False), **options)
+    check_played(caplog)
+
+
+@pytest.mark.parametrize(
+    "model", ["qwen3_window", "gemma2", "gpt_oss", "gpt2", "mixtral", "deepseek_v3"]
+)
+def test_other_architectures_too(model: str) -> None:
+    for options in ({"temperature": 0.0}, {"temperature": 0.8}):
+        own = texts(decoder("opt_tree", True, model), **options)
+        assert own == texts(decoder("opt_tree", False, model), **options)
+
+
+def test_plain_decoding_gives_the_same_text() -> None:
+    plain = treespec.load(target_model("llama"), None)
+    for options in SAMPLINGS.values():
+        assert texts(decoder("opt_tree", True), **options) == texts(plain, **options)
+
+
+def test_something_is_accepted_and_counted_as_ever() -> None:
+    """Statistics differ in the last rounds at most, whose trees need not be as deep."""
+    results = [
+        decoder("eagle2", graph).generate(PROMPTS[1], max_new_tokens=60, ignore_eos=True)
+        for graph in (True, False)
+    ]
+    own, stepped = [result.stats for result in results]
+    assert own.rounds == stepped.rounds < 50
+    assert 0 <= own.accepted - stepped.accepted <= 1
+    assert own.accepted > 10
+    for field in ("offered_by_depth", "accepted_by_depth", "accepted_by_rank"):
+        pairs = zip(getattr(own, field), getattr(stepped, field), strict=True)
+        assert all(0 <= one - other <= 1 for one, other in pairs)
+    widths = decoder("eagle2", True).graph._recipe.drafter.plan.widths
+    assert own.draft_rows == own.rounds * sum(widths)
+    assert own.seconds["target"] > 0 and own.seconds["draft"] == 0
+
+
+def played_envelopes(monkeypatch: Any) -> list[int]:
+    """Of every round from now on."""
+    played: list[int] = []
+    original = decoding.play_round
+
+    def play(recipe: Any, state: Any, verifier: str, envelope: int) -> None:
+        played.append(envelope)
+        original(recipe, state, verifier, envelope)
+
+    monkeypatch.setattr(decoding, "play_round", play)
+    return played
+
+
+@pytest.mark.parametrize(
+    ("attention", "count", "envelopes"),
+    [(SplitAttention(16), 140, [64, 128, 256]), (FLEX, 20, [256])],
+    ids=["split", "flex"],
+)
+def test_a_context_outgrows_several_envelopes(
+    attention: Any, count: int, envelopes: list[int], monkeypatch: Any
+) -> None:
+    played = played_envelopes(monkeypatch)
+    made = decoder_with(attention, "mistral_window", "eagle2")
+    plain = treespec.load(target_model("mistral_window"), None)
+    options = {"max_new_tokens": count, "temperature": 0.6}
+    assert texts(made, **options) == texts(plain, **options)
+    assert sorted(set(played)) == envelopes
+    assert played == sorted(played)
+
+
+def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
+    """The bookkeeping of a GPU around rounds of the CPU: what is captured is not executed."""
+    made = decoder_with(SplitAttention(16), "llama", "eagle2")
+    real_round, real_capture = decoding.play_round, decoding.CapturedRound
+    cuda = FakeCuda(monkeypatch, lambda *key: real_round(*key))
+
+    def captured(play: Any, paused: Any, device: Any, status: Any) -> Any:
+        return real_capture(play, paused, torch.device("cuda"), status)
+
+    monkeypatch.setattr(decoding, "play_round", cuda.play)
+    monkeypatch.setattr(decoding, "CapturedRound", captured)
+    for options in ({"max_new_tokens": 60}, {"max_new_tokens": 60, "temperature": 0.8}):
+        assert texts(made, **options) == texts(decoder("opt_tree", False), **options)
+    events = [(entry[0], *entry[-2:]) for entry in cuda.log if entry != "wait"]
+    captures = [event[1:] for event in events if event[0] == "capture"]
+    assert captures == [("greedy", 64), ("greedy", 128), ("target_only", 64), ("target_only", 128)]
+    assert {event[0] for event in events} == {"warm up", "capture", "replay"}
+
+
+def test_sequences_of_a_batch_stop_where_they_would_alone() -> None:
+    """Stops, also inside accepted paths, at every place of the texts."""
+    free = texts(decoder("opt_tree", False), max_new_tokens=24)
+    for place in range(0, 24, 3):
+        stops = sorted({text[place] for text in free})
+        own, stepped = (
+            decoder("opt_tree", graph).generate(
+                PROMPTS, max_new_tokens=24, ignore_eos=True, stop_token_ids=stops
+            )
+            for graph in (True, False)
+        )
+        assert [r.token_ids for r in own] == [r.token_ids for r in stepped]
+        assert [r.finish_reason for r in own] == [r.finish_reason for r in stepped]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_short_texts(count: int) -> None:
+    own = texts(decoder("sequoia", True), max_new_tokens=count)
+    assert own == texts(decoder("sequoia", False), max_new_tokens=count)
+    assert [len(text) for text in own] == [count] * 3
+
+
+@pytest.mark.parametrize("name", ["kary", "opt_tree"])
+def test_no_row_is_written_behind_the_buffers(name: str, monkeypatch: Any) -> None:
+    """Not by the last rounds, and not by batch mates that stopped long ago."""
+    monkeypatch.setattr(decoding, "_CAPACITY_STEP", 1)
+    options = dict(BUILDS)[name]
+    made = treespec.load(
+        target_model("llama"),
+        draft_model("llama"),
+        builder=name,
+        builder_options=options,
+        graph=True,
+    )
+    prompts = [PROMPTS[0] * 5, PROMPTS[0]]
+    expected = texts(decoder(name, False), prompts, max_new_tokens=40)
+    for count in range(30, 41):  # for some of them the longer text is the first to end
+        assert texts(made, prompts, max_new_tokens=count) == [text[:count] for text in expected]
+
+
+def test_a_text_may_fill_the_position_table() -> None:
+    target, draft = target_model("gpt2", n_positions=48), draft_model("gpt2", n_positions=48)
+    options = {"max_new_tokens": 27}
+    own = treespec.load(target, draft, builder="chain", graph=True)
+    assert texts(own, **options) == texts(treespec.load(target, None), **options)
+
+
+def test_streams_may_interleave_and_be_closed() -> None:
+    made, stepped = decoder("opt_tree", True), decoder("opt_tree", False)
+    expected = texts(stepped, max_new_tokens=20)
+    streams = [made.stream(p, max_new_tokens=20, ignore_eos=True) for p in PROMPTS]
+    got: list[list[int]] = [[], [], []]
+    for _ in range(30):
+        for stream, out in zip(streams, got, strict=True):
+            piece = next(stream, None)
+            out += piece.token_ids if piece is not None else []
+    assert got == expected
+    stream = made.stream(PROMPTS[0], max_new_tokens=20)
+    next(stream)
+    next(stream)
+    stream.close()
+    assert texts(made, max_new_tokens=20) == expected
+
+
+def test_threads_may_share_a_decoder() -> None:
+    made = decoder("opt_tree", True)
+    expected = texts(decoder("opt_tree", False))
+    out: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        out[number] = texts(made)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(out.values()) == [expected] * 3
+
+
+def test_buffers_are_used_again_and_dropped_after_an_error(monkeypatch: Any) -> None:
+    made = treespec.load(target_model("llama"), draft_model("llama"), builder="eagle2", graph=True)
+    rounds = made.graph
+    first = texts(made)
+    buffers = rounds._idle
+    assert buffers is not None
+    assert texts(made, max_new_tokens=12) == [text[:12] for text in first]
+    assert rounds._idle is buffers
+    texts(made, max_new_tokens=230, prompts=PROMPTS[:1])  # another batch needs others
+    assert rounds._idle is not buffers
+    kept = rounds._idle
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds._target.runner, "prefill", None)
+        with pytest.raises(TypeError):
+            texts(made)
+    assert rounds._idle is kept  # never taken
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(decoding, "play_round", broken)
+    rounds._idle = None
+    with pytest.raises(RuntimeError, match="no memory"):
+        texts(made)
+    assert rounds._idle is None
+    monkeypatch.undo()
+    assert texts(made) == first
+
+
+def test_models_that_give_nan_are_refused_as_step_by_step() -> None:
+    model = draft_model("llama", num_hidden_layers=1)
+    made = treespec.load(target_model("llama"), model, builder="eagle2", graph=True)
+    weight = model.get_output_embeddings().weight
+    saved = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    try:
+        with pytest.raises(ValueError, match="NaN"):
+            texts(made)
+    finally:
+        with torch.no_grad():
+            weight.copy_(saved)
+    assert texts(made) == texts(treespec.load(target_model("llama"), None))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {5: 3.0}},
+        {"allowed_tokens": lambda ids: np.arange(64) % 2 == 0},
+        {"on_round": lambda record: None},
+    ],
+    ids=["logit_bias", "allowed_tokens", "on_round"],
+)
+def test_what_only_the_host_can_do_goes_step_by_step(options: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO, "treespec"):
+        own = texts(decoder("opt_tree", True), **options)
+    assert own == texts(decoder("opt_tree", False), **options)
+    name = next(iter(options))
+    assert caplog.messages == [f"rounds run step by step: {name} is not in the graph"]
+
+
+def test_graphs_are_for_gpus_unless_asked_for() -> None:
+    target, draft = target_model("llama"), draft_model("llama")
+    assert treespec.load(target, draft).graph is None
+    assert treespec.load(target, draft, graph=False).graph is None
+    made = treespec.load(target, draft, graph=True)
+    assert made.graph is not None and made.graph.attention.name in ("split", "flex")
+    with pytest.raises(ValueError, match="graph must be True, False or 'auto', got 'on'"):
+        treespec.load(target, draft, graph="on")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"builder": "dyspec"}, "builder must be one of .* got dyspec"),
+        ({"builder": "opt_tree", "builder_options": {"threshold": 0.4}}, "option threshold"),
+        ({"builder": "kary", "verifier": "typical", "lossy": True}, "verifier must be one of"),
+        ({"drafter": "ngram", "builder": "trie"}, "Hugging Face models .* and NgramDrafter"),
+        ({"drafter": None}, "and NoneType"),
+    ],
+)
+def test_what_has_no_graph_is_refused(options: Any, message: str) -> None:
+    options = {"drafter": draft_model("llama"), **options}
+    with pytest.raises(NotImplementedError, match=message):
+        treespec.load(target_model("llama"), **options, graph=True)
+
+
+def test_other_targets_are_refused() -> None:
+    target, drafter = table_pair()
+    with pytest.raises(NotImplementedError, match="got TableTarget and TableDrafter"):
+        SpeculativeDecoder(target, drafter, graph=True)
+
+
+def test_auto_falls_back_with_the_reason(monkeypatch: Any, caplog: Any) -> None:
+    made = decoder("opt_tree", False)
+    arguments = {
+        "builder": made.builder,
+        "options": {},
+        "verifier": "auto",
+        "node_budget": 8,
+        "draft_temperature": 1.0,
+    }
+    with caplog.at_level(logging.INFO, "treespec"):
+        target, drafter = made.target, drafter_object("ngram")
+        assert decoding.make_graph_rounds(target, drafter, required=False, **arguments) is None
+    assert "rounds run step by step: graph: target and drafter must be" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_demo_pair_writes_the_same_texts(temperature: float) -> None:
+    prompts = ["def main():", "class Stack:", "import"]
+    options = {"max_new_tokens": 64, "temperature": temperature}
+    for builder in ("chain", "sequoia", "opt_tree"):
+        own, stepped = (
+            treespec.load(builder=builder, graph=graph).generate(prompts, **options)
+            for graph in (True, False)
+        )
+        assert [result.text for result in own] == [result.text for result in stepped]

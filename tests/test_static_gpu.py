@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Static forwards, captures and whole generations on a GPU, against the CPU and step by step."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoder_models import draft_model, target_model
+from static_models import padded_tokens, plain_attention, row_mask, static_kv
+from tiny_models import tiny_model
+from tiny_trees import tokens, tree_rows
+
+import treespec
+from treespec import _core
+from treespec.static.attention import RowMask
+from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
+from treespec.static.choice import ATTENTION_NAMES, make_attention
+from treespec.static.runner import StaticRunner
+from treespec.targets.hf_attention import ScoreRule
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+]
+
+CUDA = torch.device("cuda")
+ROWS, CAPACITY = 11, 512
+needs_device_functions = pytest.mark.skipif(
+    not hasattr(_core, "device"), reason="the extension was built without CUDA"
+)
+
+
+def on_gpu(mask: RowMask) -> RowMask:
+    tensors = (mask.prefix, mask.bits, mask.positions, mask.slot_positions)
+    return RowMask(*(tensor.to(CUDA) for tensor in tensors), mask.envelope)
+
+
+@pytest.mark.parametrize("rule", [{}, {"window": 40}, {"softcap": 3.0}, {"sinks": torch.zeros(4)}])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", ATTENTION_NAMES)
+def test_attention_is_plain_masked_attention(
+    name: str, dtype: torch.dtype, tolerance: float, rule: Any
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, rows, 64, generator=generator).to(dtype)
+        for heads, rows in ((4, ROWS), (2, CAPACITY), (2, CAPACITY))
+    )
+    mask = row_mask([5, 300], [tree_rows(1), tree_rows(2)], ROWS, CAPACITY)
+    wide = (query.double(), key.double(), value.double())
+    expected = plain_attention(*wide, mask, ScoreRule(0.125, **rule))
+    own = ScoreRule(
+        0.125, **{k: v.to(CUDA) if isinstance(v, torch.Tensor) else v for k, v in rule.items()}
+    )
+    attention = make_attention(name, CUDA)
+    with torch.inference_mode():
+        gpu = (query.to(CUDA), key.to(CUDA), value.to(CUDA))
+        output = attention(*gpu, on_gpu(mask), own)
+    assert torch.allclose(output.cpu().double(), expected, rtol=0, atol=tolerance)
+
+
+class Forward:
+    """A target forward over two trees as a round that can be captured: buffers, nothing read."""
+
+    def __init__(self, name: str, attention: str) -> None:
+        model = tiny_model(name).to(CUDA)
+        self.trees = [tree_rows(1), tree_rows(2)]
+        self.runner = StaticRunner(model, make_attention(attention, CUDA))
+        self.kv = static_kv(model, [tokens(20), tokens(7)], CAPACITY)
+        self.mask = on_gpu(row_mask([20, 7], self.trees, ROWS, CAPACITY))
+        self.tokens = padded_tokens(self.trees, ROWS).to(CUDA)
+        self.logits = torch.zeros(2, ROWS, 64, device=CUDA)
+        self.status = CaptureStatus()
+        self.captured = CapturedRound(self.play, nullcontext, CUDA, self.status)
+        self.mailbox = Mailbox(self.logits)
+
+    def play(self) -> None:
+        mask = self.mask
+        fresh = RowMask(mask.prefix, mask.bits, mask.positions, mask.slot_positions, mask.envelope)
+        self.logits.copy_(self.runner.forward(self.kv, self.tokens, fresh))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_NAMES)
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gpt2"])
+def test_a_captured_forward_follows_tokens_and_lengths(name: str, attention: str) -> None:
+    forward = Forward(name, attention)
+    forward.captured.run()
+    forward.tokens.add_(1)
+    forward.mask.prefix.sub_(1)
+    forward.mask.positions.sub_(1)  # the slots' positions are the same tensor
+    forward.mask.slot_positions.copy_(forward.mask.positions)
+    forward.captured.run()
+    replayed = forward.mailbox.fetch().copy()
+    assert forward.captured.num_graphs == 1
+    with torch.inference_mode():
+        forward.play()
+    assert np.allclose(replayed, forward.mailbox.fetch(), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_on_the_host_is_played(caplog: Any) -> None:
+    forward = Forward("mixtral", "split")
+    with caplog.at_level(logging.WARNING, "treespec"):
+        forward.captured.run()
+        first = forward.mailbox.fetch().copy()
+        forward.captured.run()
+    assert forward.status.reason is not None and forward.captured.num_graphs == 0
+    assert len(caplog.messages) == 1
+    assert np.array_equal(first, forward.mailbox.fetch())
+
+
+@needs_device_functions
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("builder", ["chain", "kary", "sequoia", "eagle2", "opt_tree"])
+def test_captured_texts_are_those_of_the_step_by_step_decoder(
+    builder: str, temperature: float
+) -> None:
+    models = [copy.deepcopy(make("llama")).to(CUDA) for make in (target_model, draft_model)]
+    prompts = [tokens(n, n).tolist() for n in (3, 21, 9)]
+    options = {"max_new_tokens": 100, "ignore_eos": True, "temperature": temperature}
+    own, stepped = (treespec.load(*models, builder=builder, graph=g) for g in ("auto", False))
+    assert own.graph is not None
+    results = [made.generate(prompts, **options) for made in (own, stepped)]
+    assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
+    assert own.graph.status.reason is None

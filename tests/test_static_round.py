@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The static round: nothing is read on the host, nothing grows, pauses leave no trace.
+
+Fake tensors on another device stand in for a GPU: they have shapes but no values, so that a host
+read, a shape that depends on data, or an operand on the wrong device is an error.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoder_models import draft_model, target_model
+from static_models import row_mask, static_kv
+from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
+from tiny_trees import tokens, tree_rows
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from treespec import _core
+from treespec.builder_options import resolve_options
+from treespec.static.draft import StaticDrafter
+from treespec.static.flex_attention import block_mask
+from treespec.static.kv import StaticKv
+from treespec.static.ops import encode_options
+from treespec.static.plan import plan_draft
+from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play_round
+from treespec.static.runner import StaticRunner
+from treespec.static.split_attention import SplitAttention
+
+BUILDS = [
+    ("chain", {"max_depth": 3}, 3),
+    ("kary", {"expansion": [2, 2]}, 6),
+    ("sequoia", {}, 6),
+    ("eagle2", {"width": 2, "max_depth": 3}, 6),
+    ("opt_tree", {"max_depth": 3}, 6),
+]
+CAPACITY = 256
+MIXTURES = ["gpt_oss", "phimoe_window", "mixtral", "deepseek_v3"]
+GREEDY, SAMPLED = (0.0, 0, 1, 0, 1, 0, 0), (0.8, 20, 0.9, 0, 1.2, 0.1, 0)
+
+
+def make_recipe(
+    models: tuple[Any, Any], build: tuple[str, Any, int], attention: Any, device: Any = "cpu"
+) -> RoundRecipe:
+    name, options, budget = build
+    resolved = resolve_options(options)
+    plan = plan_draft(_core.TreeBuilder(name, **resolved), resolved, budget)
+    target, draft = models
+    return RoundRecipe(
+        StaticRunner(target, attention),
+        StaticDrafter(draft, plan, VOCAB_SIZE, 1.0, attention, torch.device(device)),
+        name,
+        encode_options(resolved),
+        budget,
+    )
+
+
+def starts(params: tuple[float, ...] = GREEDY) -> list[SequenceStart]:
+    texts = [tokens(9, 1), tokens(20, 2)]
+    return [
+        SequenceStart(text, len(text) - 1, params, 2**64 - 1, i) for i, text in enumerate(texts)
+    ]
+
+
+def make_state(models: tuple[Any, Any], recipe: RoundRecipe, begin: Any) -> RoundState:
+    texts = [list(start.tokens[:-1]) for start in begin]
+    kv = [static_kv(model, texts, CAPACITY) for model in models]
+    state = RoundState(*kv, recipe.max_tokens, recipe.max_nodes)
+    state.start(begin)
+    state.set_active([True] * len(begin))
+    return state
+
+
+def cpu_models(name: str = "llama") -> tuple[Any, Any]:
+    return target_model(name), draft_model(name)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails on what would make the host wait for a device, and on copies between the two."""
+
+    forbidden = frozenset(
+        ["_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim"]
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert name not in self.forbidden and not masked, f"{name} makes the host wait"
+        out = func(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_"):
+            sides = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
+            assert len(sides) == 1, f"{name} between {sides}"
+        return out
+
+
+def test_the_guard_sees_host_reads() -> None:
+    value = torch.ones(2)
+    for read in (lambda: value[0].item(), lambda: bool(value[0]), lambda: value[value > 0]):
+        with pytest.raises(AssertionError, match="makes the host wait"), NoHostReads():
+            read()
+
+
+def play_guarded(models: tuple[Any, Any], build: Any) -> None:
+    recipe = make_recipe(models, build, SplitAttention())
+    state = make_state(models, recipe, starts(SAMPLED))
+    with NoHostReads():
+        play_round(recipe, state, "target_only", CAPACITY)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+def test_no_step_reads_on_the_host(build: Any) -> None:
+    play_guarded(cpu_models(), build)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])
+def test_dense_models_read_nothing_on_the_host(name: str) -> None:
+    play_guarded((target_model(name), draft_model("llama")), BUILDS[3])
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_experts_read_which_experts_run_unless_told_otherwise(name: str) -> None:
+    model = tiny_model(name)
+    models = (model, draft_model("llama", torch.float32))
+    with pytest.raises(AssertionError, match="nonzero makes the host wait"):
+        play_guarded(models, BUILDS[3])
+    model.set_experts_implementation("batched_mm")
+    play_guarded(models, BUILDS[3])
+
+
+def test_block_lists_are_made_without_a_host_read() -> None:
+    mask = row_mask([5, 200], [tree_rows(1), tree_rows(2)], 11, 300)
+    for window in (None, 7):
+        with NoHostReads():
+            block_mask(mask, window)
+
+
+def move_to_fake_device(model: Any) -> None:
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def fake_kv(model: Any, batch: int) -> StaticKv:
+    """Buffers as for prefilled sequences, on the fake device."""
+
+    class Example:
+        def committed_rows(self) -> Any:
+            config = model.config
+            states = torch.zeros(config.num_key_value_heads, 4, 8, device="meta")
+            return [(states, states)] * config.num_hidden_layers
+
+    return StaticKv(Example(), batch, CAPACITY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+def test_the_round_stays_on_its_device(build: Any) -> None:
+    models = (tiny_model("llama"), tiny_model("llama"))
+    with FakeTensorMode():
+        for model in models:
+            move_to_fake_device(model)
+        recipe = make_recipe(models, build, SplitAttention(), "meta")
+        kv = [fake_kv(model, 2) for model in models]
+        state = RoundState(*kv, recipe.max_tokens, recipe.max_nodes)
+        with NoHostReads():
+            play_round(recipe, state, "greedy", CAPACITY)
+            play_round(recipe, state, "target_only", CAPACITY)
+        assert state.results.device.type == "meta"
+        with pytest.raises(DataDependentOutputException):
+            state.results[0, 0].item()
+
+
+def test_rounds_allocate_nothing_that_stays() -> None:
+    models = cpu_models()
+    recipe = make_recipe(models, BUILDS[4], SplitAttention())
+    state = make_state(models, recipe, starts())
+
+    def live() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    def addresses() -> list[int]:
+        tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
+        tensors += [*state.target_kv.buffers, *state.draft_kv.buffers]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    play_round(recipe, state, "greedy", CAPACITY)
+    count, places = live(), addresses()
+    for _ in range(5):
+        play_round(recipe, state, "greedy", CAPACITY)
+    assert live() == count
+    assert addresses() == places
+
+
+def observed(state: RoundState) -> dict[str, torch.Tensor]:
+    """What later rounds depend on: rows behind the committed ones hold anything."""
+    names = ("active", "prefix_length", "draft_length", "num_pending", "pending")
+    seen = {name: getattr(state, name).clone() for name in names}
+    for b, length in enumerate(state.prefix_length.tolist()):
+        seen[f"history {b}"] = state.history[b, : length + 1].clone()
+        for i, buffer in enumerate(state.target_kv.buffers):
+            seen[f"target {i} {b}"] = buffer[b, :, :length].clone()
+        for i, buffer in enumerate(state.draft_kv.buffers):
+            seen[f"draft {i} {b}"] = buffer[b, :, : int(state.draft_length[b])].clone()
+    return seen
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+def test_a_paused_round_leaves_no_trace(build: Any) -> None:
+    models = cpu_models()
+    recipe = make_recipe(models, build, SplitAttention())
+    state, fresh = (make_state(models, recipe, starts()) for _ in range(2))
+    for _ in range(3):
+        before = observed(state)
+        with state.paused():
+            play_round(recipe, state, "greedy", CAPACITY)
+        assert same(before, observed(state))
+        play_round(recipe, state, "greedy", CAPACITY)
+        play_round(recipe, fresh, "greedy", CAPACITY)
+        assert torch.equal(state.results, fresh.results)
+        assert same(observed(fresh), observed(state))
+
+
+def test_a_sequence_that_is_not_active_stays_as_it_is_and_disturbs_nobody() -> None:
+    models = cpu_models()
+    recipe = make_recipe(models, BUILDS[3], SplitAttention())
+    state, fresh = (make_state(models, recipe, starts()) for _ in range(2))
+    state.set_active([False, True])
+    before = observed(state)
+    for _ in range(3):
+        play_round(recipe, state, "greedy", CAPACITY)
+        play_round(recipe, fresh, "greedy", CAPACITY)
+        assert torch.equal(state.results[1], fresh.results[1])
+    after = observed(state)
+    for name, value in before.items():
+        if name.endswith(" 0"):
+            assert torch.equal(value, after[name]), name
+    assert after["prefix_length"][0] == 8
+
+
+def test_results_say_what_was_emitted() -> None:
+    models = cpu_models()
+    recipe = make_recipe(models, BUILDS[4], SplitAttention())
+    state = make_state(models, recipe, starts())
+    accepted = 0
+    for _ in range(6):
+        before = state.prefix_length.clone()
+        play_round(recipe, state, "greedy", CAPACITY)
+        results = state.results.numpy()
+        state.check_results(results)
+        for b in range(2):
+            result = state.read_results(results, b)
+            tokens_after = state.history[b, before[b] + 1 : state.prefix_length[b] + 1]
+            assert result.tokens.tolist() == tokens_after.tolist()
+            assert len(result.accepted_nodes) == len(result.tokens) - 1
+            assert result.parent[0] == -1 and (result.parent[1:] >= 0).all()
+            path = [0, *result.accepted_nodes.tolist()]
+            assert [result.parent[node] for node in path[1:]] == path[:-1]
+            accepted += len(result.accepted_nodes)
+    assert accepted > 3
+    results = np.zeros_like(results)
+    results[1, 2] = 1
+    with pytest.raises(ValueError, match="sequence 1 of the batch: a row holds NaN"):
+        state.check_results(results)
