@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import treespec
-from treespec import device
+from treespec.device import native
 
 ORDERS = (0, 3)  # in which the emulation resumes threads
 BACKENDS = [
@@ -44,5 +44,5 @@ def use_backend(backend, monkeypatch):
         return "cuda"
     ops = emulated_ops()
     ops.set_order(backend)
-    monkeypatch.setattr(device, "_ops", ops)
+    monkeypatch.setattr(native, "ops", ops)
     return "cpu"

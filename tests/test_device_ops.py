@@ -4,6 +4,7 @@
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from device_backends import BACKENDS, emulated_ops, use_backend
 
 import treespec
 from treespec import _core, device, testing
+from treespec.device import native
 
 DTYPES = ("float32", "float16", "bfloat16")
 PREFIX = (0, 5, 11)  # of the sequences of a batch
 COLUMNS = 56
+VOCAB = 50
 
 
 @pytest.fixture(params=BACKENDS)
@@ -50,7 +53,7 @@ def forest(rng):
 def random_tables(rng, batch, depth, width, rows=None):
     """Ranked lists of a batch with ties; with `rows`, linked ones."""
     shape = (batch, depth, width) if rows is None else (batch, depth, rows, width)
-    token = np.argsort(rng.random((*shape[:-1], 50)), axis=-1)[..., :width].astype(np.int32)
+    token = np.argsort(rng.random((*shape[:-1], VOCAB)), axis=-1)[..., :width].astype(np.int32)
     score = -rng.integers(1, 9, shape).astype(np.float32) / 4
     order = np.lexsort((token, -score), axis=-1)
     token, score = (np.take_along_axis(a, order, -1) for a in (token, score))
@@ -65,7 +68,7 @@ def check_trees(built, expected):
         ours = other.cpu().numpy()
         if name == "draw":  # what follows the last draw is nobody's
             for row, wanted, tree in zip(ours, column.numpy(), expected, strict=True):
-                count = tree.num_nodes - 1
+                count = sum(map(len, tree.draws))
                 np.testing.assert_array_equal(row[:count], wanted[:count])
         elif name == "path_logprob":
             np.testing.assert_array_equal(bits_of(ours), bits_of(column))
@@ -73,43 +76,43 @@ def check_trees(built, expected):
             np.testing.assert_array_equal(ours, column.numpy(), err_msg=name)
 
 
+BUILDS = [
+    ("dtree", {}),
+    ("dtree", {"max_depth": 2}),
+    ("opt_tree", {}),
+    ("opt_tree", {"max_depth": 2, "threshold": 0.3}),
+    ("eagle2", {}),
+    ("eagle2", {"width": 3, "max_depth": 3}),
+    ("eagle2", {"width": 4, "width_ratio": 0.3}),
+    ("eagle2", {"width": 2, "growth": "constant"}),
+    ("chain", {}),
+    ("kary", {}),
+    ("kary", {"expansion": [4, 2, 1]}),
+    ("sequoia", {}),
+    ("sequoia", {"growth_map": [0, 0, 1, 2, 2, 3]}),
+    ("medusa_choices", {}),
+]
+
+
 @pytest.mark.parametrize("rows", [None, 3], ids=["marginals", "transitions"])
-def test_best_first_trees_equal_those_of_the_core(rng, place, rows):
-    token, score, links = random_tables(rng, batch=3, depth=4, width=6, rows=rows)
-    budgets, roots = [0, 7, 20], [4, 5, 6]
+@pytest.mark.parametrize(("name", "options"), BUILDS, ids=str)
+def test_trees_equal_those_of_the_core(rng, place, name, options, rows):
+    arrays = random_tables(rng, batch=3, depth=4, width=6, rows=rows)
     lists = device.CandidateLists(
-        *(None if a is None else torch.from_numpy(a).to(place) for a in (token, score, links))
+        *(None if a is None else torch.from_numpy(a).to(place) for a in arrays)
     )
-    status = device.new_status(3, place)
-    built = device.build_tree(
-        "dtree",
-        lists,
-        20,
-        budgets=ints(budgets, place),
-        root_token=ints(roots, place),
-        status=status,
-    )
-    device.check_status(status)
-    make = treespec.Marginals if rows is None else treespec.Transitions
-    expected = [
-        treespec.build_tree(
-            "dtree",
-            make(*(a[b] for a in (token, score, links) if a is not None)),
-            node_budget=budgets[b],
-            root_token=roots[b],
-        )
-        for b in range(3)
-    ]
-    check_trees(built, expected)
-
-
-def test_max_depth_cuts_trees(rng, place):
-    token, score, _ = random_tables(rng, batch=1, depth=4, width=6)
-    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
-    status = device.new_status(1, place)
-    built = device.build_tree("dtree", lists, 15, max_depth=2, status=status)
-    source = treespec.Marginals(token[0, :2], score[0, :2])
-    check_trees(built, [treespec.build_tree("dtree", source, node_budget=15)])
+    for budget in (20, 37):
+        status = device.new_status(3, place)
+        roots = ints([4, 5, 6], place)
+        built = device.build_tree(name, lists, budget, root_token=roots, status=status, **options)
+        device.check_status(status)
+        make = treespec.Marginals if rows is None else treespec.Transitions
+        sources = [make(*(a[b] for a in arrays if a is not None)) for b in range(3)]
+        expected = [
+            treespec.build_tree(name, source, budget, root_token=4 + b, **options)
+            for b, source in enumerate(sources)
+        ]
+        check_trees(built, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -228,6 +231,164 @@ def test_the_widest_tree_has_room_for_its_sequence_ids(place):
     assert int(offset[0, -1]) == ids.shape[1] == treespec.ancestor_mask(tree, "sequence_ids")[0][-1]
 
 
+@pytest.mark.parametrize("name", ["dtree", "opt_tree", "eagle2", "chain", "sequoia"])
+@pytest.mark.parametrize("budget", [0, 1])
+def test_the_smallest_trees_equal_those_of_the_core(rng, place, name, budget):
+    token, score, _ = random_tables(rng, batch=1, depth=2, width=3)
+    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+    status = device.new_status(1, place)
+    built = device.build_tree(name, lists, budget, status=status)
+    device.check_status(status)
+    source = treespec.Marginals(token[0], score[0])
+    check_trees(built, [treespec.build_tree(name, source, budget)])
+
+
+# --- drawn trees and verification -----------------------------------------------------------------
+
+
+def words(keys, place):
+    """RoundKeys as the native functions read them."""
+    return torch.tensor([[seed, row + (at << 32)] for seed, row, at in keys], device=place)
+
+
+KEYS = [(11, 0, 7), (12, 5, 9), (13, 2, 8)]  # seed, sequence_id, position
+
+
+class Drawing:
+    """Grows drawn trees of a batch from tables, by the native functions."""
+
+    def __init__(self, lists, budget, status):
+        self.lists, self.status = lists, status
+        batch, depth, width = lists.token.shape
+        self.stream, self.width, self.depth = native.stream(lists.token), width, depth
+        self.trees = device.Trees.empty(batch, budget + 1, lists.token.device)
+        self.request = SimpleNamespace(node_budget=native.ints(lists.token, batch).fill_(budget))
+        names = ("index", "parent", "token", "depth", "state")
+        columns = {name: native.ints(lists.token, batch, budget + 1) for name in names}
+        self.frontier = SimpleNamespace(num_nodes=native.ints(lists.token, batch), **columns)
+        rows = batch * (budget + 1)
+        self.law = device.Law(
+            native.ints(lists.token, batch, budget + 1),
+            lists.logprob.new_empty(rows * width),
+            native.ints(lists.token, rows * width),
+            lists.token.new_empty(rows + 1, dtype=torch.int64),
+            vocab_size=VOCAB,
+            max_support=width,
+        )
+
+    def shape(self, parents, proposal, key):
+        ops, width = native.ops, self.width
+        shape = SimpleNamespace(parent=ints(parents, self.lists.token.device), max_depth=self.depth)
+        batch, nodes = self.trees.parent.shape
+        size = ops.shape_workspace_bytes(batch, nodes, len(parents), width, proposal)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_shape(self.stream, shape, width, proposal, self.request, *rest)
+        for _ in range(self.depth):
+            ops.grow_shape(self.stream, shape, proposal, key, self.lists, *rest)
+        end = (self.request, workspace, self.trees, self.law)
+        ops.finish_shape(self.stream, shape, width, proposal, *end)
+
+    def paths(self, key, **options):
+        ops = native.ops
+        options = SimpleNamespace(max_depth=self.depth, **options)
+        size = ops.paths_workspace_bytes(*self.trees.parent.shape, self.width)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_paths(self.stream, options, self.width, self.request, *rest)
+        for _ in range(self.depth):
+            ops.grow_paths(self.stream, options, key, self.lists, *rest)
+        ops.finish_paths(self.stream, self.width, self.request, workspace, self.trees, self.law)
+
+
+DRAWN = {
+    "iid": ("kary", {"expansion": [3, 2], "proposal": "iid"}, [0, 0, 0, 1, 1, 2, 2, 3, 3]),
+    "without_replacement": (
+        "sequoia",
+        {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"},
+        [0, 0, 1, 1, 2],
+    ),
+    "paths": ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, None),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(rng, place, kind):
+    name, options, parents = DRAWN[kind]
+    token, score, _ = random_tables(rng, batch=3, depth=4, width=6)
+    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+    status = device.new_status(3, place)
+    drawing = Drawing(lists, 9, status)
+    if parents is None:
+        drawing.paths(words(KEYS, place), **options)
+    else:
+        drawing.shape(parents, kind, words(KEYS, place))
+    device.check_status(status)
+    sources = [treespec.Marginals(token[b], score[b]) for b in range(3)]
+    expected = [
+        treespec.build_tree(name, source, 9, seed=seed, sequence_id=row, position=at, **options)
+        for source, (seed, row, at) in zip(sources, KEYS, strict=True)
+    ]
+    check_trees(drawing.trees, expected)
+    logits = torch.tensor(rng.normal(0, 1, (3, 10, VOCAB)), dtype=torch.float32)
+    for b, tree in enumerate(expected):  # the target likes what was drafted
+        logits[b, 0, tree.token[1:]] += 3
+    check_verdicts(drawing.trees, logits, "traversal", expected, place, law=drawing.law)
+    with pytest.raises(ValueError, match="law must be given for traversal"):
+        check_verdicts(drawing.trees, logits, "traversal", expected, place)
+
+
+@pytest.mark.parametrize("verifier", ["greedy", "target_only"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):
+    logits = torch.tensor(rng.normal(0, 1, (3, 40, 64)))
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 6
+    logits = logits.to(getattr(torch, dtype))
+    trees = device.Trees.pack(forest, device=place)
+    check_verdicts(trees, logits, verifier, forest, place)
+
+
+def check_verdicts(trees, logits, verifier, host_trees, place, law=None):
+    greedy = verifier == "greedy"
+    numbers = {"temperature": 0.0 if greedy else 0.8, "top_k": 30, "top_p": 0.95, "min_p": 0.01}
+    columns = [
+        torch.full((3,), value, dtype=torch.float64, device=place) for value in numbers.values()
+    ]
+    status = device.new_status(3, place)
+    seed, sequence_id, position = zip(*KEYS, strict=True)
+    verdicts = device.verify(
+        trees,
+        logits.to(place),
+        verifier,
+        max_depth=39,
+        sampling=device.sampling_words(*columns),
+        seed=torch.tensor(seed, device=place),
+        sequence_id=ints(sequence_id, place),
+        position=ints(position, place),
+        proposal=host_trees[0].proposal,
+        law=law,
+        status=status,
+    )
+    device.check_status(status)
+    accepted = 0
+    for b, (tree, key) in enumerate(zip(host_trees, KEYS, strict=True)):
+        names = ("seed", "sequence_id", "position")
+        expected = treespec.verify_logits(
+            tree,
+            logits[b, : tree.num_nodes],
+            sampling=treespec.SamplingParams(**numbers),
+            verifier=verifier,
+            **dict(zip(names, key, strict=True)),
+        )
+        count = expected.num_accepted
+        accepted += count
+        assert verdicts.num_accepted[b] == count
+        assert verdicts.nodes[b, : count + 1].tolist() == [0, *expected.accepted_nodes.tolist()]
+        assert verdicts.next_token[b] == expected.next_token
+    assert accepted > 0
+
+
 # --- commit ---------------------------------------------------------------------------------------
 
 PATHS = [[0, 2, 5, -9], [0, -9, -9, -9], [0, 1, 4, 6]]
@@ -326,7 +487,7 @@ def test_arrays_that_do_not_fit_are_refused(forest, place, column, change, messa
     status = device.new_status(3, place)
     layout = device.TreeLayout(trees.parent.new_empty(3, 40, 2), trees.depth.clone())
     with pytest.raises(ValueError, match=f"tree_layout: trees.{message}"):
-        device._ops.tree_layout(0, wrong, ints(PREFIX, place), layout, status)
+        native.ops.tree_layout(0, wrong, ints(PREFIX, place), layout, status)
 
 
 def test_outputs_and_workspaces_that_do_not_fit_are_refused(forest, place):
@@ -345,7 +506,7 @@ def test_outputs_and_workspaces_that_do_not_fit_are_refused(forest, place):
     lists = device.CandidateLists(ints([[[0]] * 2], place), torch.zeros(1, 2, 1, device=place))
     workspace = torch.empty(8, dtype=torch.uint8, device=place)
     with pytest.raises(ValueError, match=r"workspace must hold \d+ bytes, got 8"):
-        device._ops.rank_candidates(0, logits, 1.0, workspace, lists, status[:1])
+        native.ops.rank_candidates(0, logits, 1.0, workspace, lists, status[:1])
 
 
 def test_caches_that_do_not_fit_are_refused(place):
@@ -369,8 +530,14 @@ def test_unknown_names_list_the_known_ones(forest, place):
         device.ancestor_mask(trees, "int8", status=status)
     with pytest.raises(ValueError, match="columns must be given for format 'bool'"):
         device.ancestor_mask(trees, status=status)
-    with pytest.raises(ValueError, match="name must be 'dtree', got 'kary'"):
-        device.build_tree("kary", device.CandidateLists(None, None), 4, status=status)
+    lists = device.CandidateLists(None, None)
+    for name, options in [("delayed", {}), ("kary", {"proposal": "iid"})]:
+        with pytest.raises(NotImplementedError, match=r"builder must be one of dtree, .*, got"):
+            device.build_tree(name, lists, 4, status=status, **options)
+    with pytest.raises(NotImplementedError, match="score_temperature of dtree must be 1, got 2"):
+        device.build_tree("dtree", lists, 4, status=status, score_temperature=2)
+    with pytest.raises(ValueError, match=r"opt_tree: option must be one of .*; got widht"):
+        device.build_tree("opt_tree", lists, 4, status=status, widht=2)
     with pytest.raises(ValueError, match="max_nodes must be at least 40, got 39"):
         device.Trees.pack(forest, 39, device="cpu")
 

@@ -2,28 +2,15 @@
 #include "ops.h"
 #include "structs.h"
 #include "treespec/device/candidates.h"
-#include "treespec/error.h"
 
 namespace treespec::python::device_ops {
 namespace {
-
-/// `[B, R, V]` as rows: any distance between them, the same everywhere.
-RowsView rows_of(const BorrowedArray& logits) {
-  const int64_t rows = logits.shape[1];
-  const bool even = logits.shape[0] <= 1 || logits.stride[0] == rows * logits.stride[1];
-  const bool whole = logits.shape[2] <= 1 || logits.stride[2] == 1;
-  TREESPEC_CHECK(even && whole,
-                 "rank_candidates: logits must have contiguous rows, evenly spaced; "
-                 "call .contiguous() first");
-  return {logits.data, float_dtype(logits, "rank_candidates: logits"), logits.shape[0] * rows,
-          logits.shape[2], rows == 1 ? logits.stride[0] : logits.stride[1]};
-}
 
 void rank_candidates(uintptr_t stream, const py::object& logits, double temperature,
                      const py::object& workspace, const py::object& lists, const py::object& status,
                      const py::object& num_rows) {
   DeviceCall call("rank_candidates");
-  const RowsView rows = rows_of(call.strided("logits", logits, "BRV"));
+  const RowsView rows = rows_of(call, logits, "BRV");
   const device::LogitRows from{rows, call.size('R'),
                                call.optional<const int32_t>("num_rows", num_rows, "B")};
   device::CandidateLists to;

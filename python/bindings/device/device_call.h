@@ -22,6 +22,8 @@ class DeviceCall {
   /// `who` words the errors. Throws Unsupported in a build without device code.
   explicit DeviceCall(const char* who);
 
+  const char* who() const { return who_; }
+
   /// A contiguous array of T in device memory; signs of integers are not looked at. Throws
   /// InvalidArgument.
   template <class T>
