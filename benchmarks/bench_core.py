@@ -45,14 +45,19 @@ def _four_ary_tree(proposal: str, vocab_size: int) -> Tree:
     return from_arrays(list(range(65)), parent, proposal=proposal, draft_probs=law)
 
 
+def _verify(tree: Any, rows: FloatRows, params: treespec.SamplingParams, verifier: str) -> Any:
+    return treespec.verify_logits(tree, rows, sampling=params, verifier=verifier, seed=3)
+
+
 def _verify_case(verifier: str, proposal: str, temperature: float, logits: FloatRows) -> Case:
     oracle_tree = _four_ary_tree(proposal, logits.shape[1])
     tree = core_tree(oracle_tree)
     params = treespec.SamplingParams(temperature=temperature)
-    blocks = pool(logits)
+    visited = _verify(tree, logits, params, verifier).num_accepted + 1
+    blocks = pool(logits, visited)
 
     def verify(rows: FloatRows) -> Any:
-        return treespec.verify_logits(tree, rows, sampling=params, verifier=verifier, seed=3)
+        return _verify(tree, rows, params, verifier)
 
     def check() -> None:
         laws = np.stack(
@@ -67,7 +72,6 @@ def _verify_case(verifier: str, proposal: str, temperature: float, logits: Float
         verdict = verify(logits)
         assert (verdict.accepted_nodes.tolist(), verdict.next_token) == oracle
 
-    visited = verify(logits).num_accepted + 1
     return Case(
         f"verify {verifier}, {visited} of 65 rows of {logits.shape[1]}, cold",
         "NumPy sum over the visited rows, cold",

@@ -68,13 +68,14 @@ def log_softmax(rows: FloatRows) -> FloatRows:
     return np.minimum(wide, 0.0).astype(np.float32)
 
 
-def pool(rows: Any) -> Iterator[Any]:
+def pool(rows: Any, num_read: int | None = None) -> Iterator[Any]:
     """Endless copies at changing addresses, so that each is cold again when it returns.
 
-    `rows`: a NumPy array or a torch tensor.
+    `rows`: a NumPy array or a torch tensor. `num_read`: how many of them a call reads; None: all.
     """
     copy = rows.copy if isinstance(rows, np.ndarray) else rows.clone
-    return cycle([copy() for _ in range(max(2, POOL_BYTES // rows.nbytes))])
+    read_bytes = rows.nbytes * (num_read or len(rows)) // len(rows)
+    return cycle([copy() for _ in range(max(2, POOL_BYTES // read_bytes))])
 
 
 def run(

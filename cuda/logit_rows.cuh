@@ -106,6 +106,21 @@ struct LogitBlock {
     });
   }
 
+  /// change(value, token) of all entries, in float32; what lies beyond the row stays.
+  template <class Change>
+  TREESPEC_DEVICE LogitBlock<Float32> map(int32_t begin, int32_t size, const Change& change) const {
+    LogitBlock<Float32> out;
+    simt::unrolled<kSteps>([&](auto step) {
+      simt::unrolled<kChunk>([&](auto i) {
+        const int32_t token =
+            begin + step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
+        const float value = chunk[step][i];
+        out.chunk[step].element[i] = token < size ? change(value, token) : value;
+      });
+    });
+    return out;
+  }
+
   /// Largest of this thread's entries.
   TREESPEC_DEVICE float own_top() const {
     float top = kLowest;

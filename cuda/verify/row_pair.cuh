@@ -53,6 +53,11 @@ struct WalkContext {
   int64_t first_row;  // of this sequence
   double scale;       // 1 / temperature
   Sampling sampling;
+  ScoreChanges changes;
+  const uint32_t* use_table;
+  const int32_t* token;   // of the tree
+  const int32_t* parent;  // of the tree
+  int32_t sequence;
   uint32_t problem = kOk;
 };
 
@@ -69,7 +74,7 @@ class DevicePair {
 
   /// False: the row is no law, and the context knows why.
   TREESPEC_DEVICE bool load(int32_t node, bool drew) {
-    node_ = context_->first_row + node;
+    select(node);
     law_ =
         drew && context_->law.row_of_node != nullptr ? LawRow::of(context_->law, node_) : LawRow{};
     if (!law_.sound) context_->problem |= kOutOfBounds;
@@ -198,7 +203,7 @@ class DevicePair {
 
   /// The likeliest token of a row that was summed at temperature 0; -1: the row is no law.
   TREESPEC_DEVICE int32_t argmax(int32_t node) {
-    node_ = context_->first_row + node;
+    select(node);
     if (!weigh_blocks(context_->sums.sum)) return -1;
     const int64_t at = node_ * context_->rows.num_blocks;
     int32_t best = 0;
@@ -260,8 +265,21 @@ class DevicePair {
     return rest;
   }
 
+  TREESPEC_DEVICE void select(int32_t node) {
+    node_ = context_->first_row + node;
+    changes_ = NodeChanges::of(context_->changes, context_->use_table, context_->rows.size,
+                               context_->sequence, node_);
+  }
+
   TREESPEC_DEVICE float score(int32_t token) const {
-    return Element::value(context_->rows.row(node_)[token]);
+    const float logit = Element::value(context_->rows.row(node_)[token]);
+    return changes_.any() ? changed(logit, token) : logit;
+  }
+  TREESPEC_DEVICE float changed(float logit, int32_t token) const {
+    return changes_.apply(logit, token, [&](int32_t wanted) {
+      const auto node = static_cast<int32_t>(node_ - context_->first_row);
+      return times_on_path(context_->token, context_->parent, node, wanted);
+    });
   }
   TREESPEC_DEVICE double unit_of(float logit, int32_t token) const {
     const int32_t b = token / static_cast<int32_t>(kBlock);
@@ -348,8 +366,11 @@ class DevicePair {
       const int64_t at = node_ * num_blocks + b;
       const int32_t begin = b * static_cast<int32_t>(kBlock);
       const float top = context_->sums.top[at];
-      LogitBlock<Element> block;
-      block.load(context_->rows.row(node_), begin, context_->rows.size);
+      LogitBlock<Element> stored;
+      stored.load(context_->rows.row(node_), begin, context_->rows.size);
+      const auto block = stored.map(begin, context_->rows.size, [&](float logit, int32_t token) {
+        return changes_.any() ? changed(logit, token) : logit;
+      });
       uint8_t left_out[kSteps] = {};
       mark_law(law_, begin, marks, left_out);
       simt::unrolled<kSteps>([&](auto step) {
@@ -482,6 +503,7 @@ class DevicePair {
   double* target_ = nullptr;
   double* draft_ = nullptr;
   LawRow law_;
+  NodeChanges changes_;
   Kept kept_;
   bool truncated_ = false;
   int64_t node_ = 0;  // row of the batch

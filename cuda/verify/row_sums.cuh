@@ -4,6 +4,7 @@
 #pragma once
 
 #include "logit_rows.cuh"
+#include "score_changes.cuh"
 #include "tree.cuh"
 #include "treespec/device/verify.h"
 
@@ -119,6 +120,8 @@ struct SumRows {
   Trees trees;
   DraftLaw law;  // row_of_node null: nothing is left out
   Temperatures temperatures;
+  ScoreChanges changes;
+  const uint32_t* use_table;  // of CountHistory; null: none
   RowSums out;
 
   TREESPEC_DEVICE void operator()() const {
@@ -130,11 +133,35 @@ struct SumRows {
     const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
     LogitBlock<Element> block;
     block.load(rows.row(r), begin, rows.size);
+    const auto changed = NodeChanges::of(changes, use_table, rows.size, b, r);
+    if (changed.any()) {
+      sum(change(block, changed, b, static_cast<int32_t>(r % trees.max_nodes), begin), item, b);
+    } else {
+      sum(block, item, b);
+    }
+  }
+
+  TREESPEC_DEVICE LogitBlock<Float32> change(const LogitBlock<Element>& block,
+                                             const NodeChanges& changed, int32_t b, int32_t node,
+                                             int32_t begin) const {
+    const int64_t first = int64_t{b} * trees.max_nodes;
+    return block.map(begin, rows.size, [&](float score, int32_t token) {
+      return changed.apply(score, token, [&](int32_t wanted) {
+        return times_on_path(trees.token + first, trees.parent + first, node, wanted);
+      });
+    });
+  }
+
+  /// `item`: counts the blocks of all rows.
+  template <class Block>
+  TREESPEC_DEVICE void sum(const Block& block, int64_t item, int32_t b) const {
+    const int64_t r = item / rows.num_blocks;
+    const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
     const float top = simt::warp_reduce(block.own_top(), simt::Max{});
     const bool sound = !simt::any(block.has_nan());
     const double temperature = temperatures.of(b);
     int32_t arg = 0;
-    double sum = 0.0;
+    double mass = 0.0;
     if (temperature == 0.0) {
       arg = simt::warp_reduce(first_equal(block, top), simt::Min{});
     } else if (top > kLowest) {
@@ -145,11 +172,11 @@ struct SumRows {
         auto* bits = reinterpret_cast<uint32_t*>(simt::shared_memory()) + simt::warp() * kMarkWords;
         mark_law(LawRow::of(law, r), begin, bits, left_out);
       }
-      sum = block.exp_sum(top, 1.0 / temperature, left_out);
+      mass = block.exp_sum(top, 1.0 / temperature, left_out);
     }
     if (simt::lane() != 0) return;
     out.top[item] = sound ? top : std::numeric_limits<float>::quiet_NaN();
-    out.sum[item] = sum;
+    out.sum[item] = mass;
     out.arg[item] = arg;
   }
 
@@ -160,7 +187,8 @@ struct SumRows {
     return offset[1] > offset[0];
   }
 
-  TREESPEC_DEVICE static int32_t first_equal(const LogitBlock<Element>& block, float top) {
+  template <class Block>
+  TREESPEC_DEVICE static int32_t first_equal(const Block& block, float top) {
     auto first = static_cast<int32_t>(kBlock);
     simt::unrolled<kSteps>([&](auto step) {
       simt::unrolled<kChunk>([&](auto i) {

@@ -74,6 +74,13 @@ size_t numbers_bytes(const Plan& plan, const VerifyInput& input, const Verdicts&
          static_cast<size_t>(support_of(input.law));
 }
 
+/// Of the table of CountHistory.
+size_t use_table_bytes(const VerifyInput& input) {
+  if (input.changes.penalties == nullptr && input.changes.num_biases == 0) return 0;
+  return sizeof(uint32_t) * static_cast<size_t>(input.trees.batch) *
+         static_cast<size_t>(input.logits.width);
+}
+
 template <class Element>
 void run(Stream stream, std::string_view name, const VerifyInput& input, void* workspace,
          const Verdicts& verdicts, uint32_t* status) {
@@ -90,15 +97,24 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
   auto* numbers = static_cast<double*>(workspace);
   void* behind = static_cast<char*>(workspace) + numbers_bytes(plan, input, verdicts);
   const RowSums sums = RowSums::at(behind, view.num_rows, num_blocks);
+  auto* table = reinterpret_cast<uint32_t*>(static_cast<char*>(behind) +
+                                            RowSums::bytes(view.num_rows, num_blocks));
+  const size_t table_bytes = use_table_bytes(input);
+  if (table_bytes > 0) {
+    simt::memset_async(stream, table, 0, table_bytes);
+    simt::launch(stream, {input.trees.batch, 1, 0}, CountHistory{input.changes, rows.size, table});
+  } else {
+    table = nullptr;
+  }
   const DraftLaw law = plan.reads_law ? input.law : DraftLaw{};
   const Temperatures temperatures{input.sampling, name == "greedy"};
   using Sum = SumRows<Element>;
   simt::launch(stream,
                {(view.num_rows * num_blocks + Sum::kWarps - 1) / Sum::kWarps, 1, Sum::kSharedBytes},
-               Sum{rows, input.trees, law, temperatures, sums});
+               Sum{rows, input.trees, law, temperatures, input.changes, table, sums});
   walk_trees(stream, name,
-             Walk<Element>{rows, input.trees, input.proposal, law, temperatures, input.seed,
-                           input.sequence_id, input.position, sums, numbers,
+             Walk<Element>{rows, input.trees, input.proposal, law, temperatures, input.changes,
+                           table, input.seed, input.sequence_id, input.position, sums, numbers,
                            levels_of(plan, verdicts), support_of(law), verdicts, status});
 }
 
@@ -134,7 +150,8 @@ size_t verify_workspace_bytes(std::string_view verifier, const VerifyInput& inpu
                               const Verdicts& verdicts) {
   check(verifier, input, verdicts);
   return numbers_bytes(plan_of(verifier), input, verdicts) +
-         RowSums::bytes(input.logits.num_rows, shared::num_blocks(input.logits.width));
+         RowSums::bytes(input.logits.num_rows, shared::num_blocks(input.logits.width)) +
+         use_table_bytes(input);
 }
 
 void verify(Stream stream, std::string_view verifier, const VerifyInput& input, void* workspace,

@@ -58,6 +58,8 @@ struct Walk {
   Proposal proposal;
   DraftLaw law;
   Temperatures temperatures;
+  ScoreChanges changes;
+  const uint32_t* use_table;
   const uint64_t* seed;
   const uint32_t* sequence_id;
   const int32_t* position;
@@ -139,6 +141,11 @@ struct Walk {
             int64_t{b} * trees.max_nodes,
             temperature > 0.0 ? 1.0 / temperature : 1.0,
             temperatures.sampling[b],
+            changes,
+            use_table,
+            trees.token + int64_t{b} * trees.max_nodes,
+            trees.parent + int64_t{b} * trees.max_nodes,
+            b,
             kOk};
   }
 

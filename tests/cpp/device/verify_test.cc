@@ -142,6 +142,7 @@ struct Case {
   bool dense = false;
   bool chain = false;
   bool truncated = false;
+  bool changed = false;  // bias, penalties, allowed tokens
 };
 
 /// A batch of trees, logits and keys, and what both sides make of it.
@@ -161,6 +162,7 @@ class Batch {
       position_.push_back(pick(random, 100000));
     }
     fill_logits(random);
+    if (one.changed) fill_changes(random);
   }
 
   Logits& logits() { return logits_; }
@@ -176,7 +178,19 @@ class Batch {
     params.top_p = sampling_[i].top_p;
     params.min_p = sampling_[i].min_p;
     const char* first = logits_.bytes.data() + row_of(b, 0) * logits_.stride * size_of(case_.dtype);
-    LogitRows rows(logits_.rows(first, tree.num_nodes()), tree, params, {}, nullptr);
+    if (case_.changed) {
+      params.repetition_penalty = penalties_[i].repetition;
+      params.presence_penalty = penalties_[i].presence;
+      params.frequency_penalty = penalties_[i].frequency;
+      for (size_t k = i * kBiases; k < (i + 1) * kBiases; ++k) {
+        if (bias_token_[k] >= 0) params.logit_bias.emplace_back(bias_token_[k], bias_[k]);
+      }
+    }
+    const auto length = case_.changed ? int64_t{history_length_[i]} : 0;
+    const History history{{history_.data() + i * kMaxHistory, length},
+                          case_.changed ? int64_t{prompt_length_[i]} : 0};
+    const uint32_t* allowed = allowed_.empty() ? nullptr : allowed_.data() + row_of(b, 0) * words();
+    LogitRows rows(logits_.rows(first, tree.num_nodes()), tree, params, history, allowed);
     const RoundKey key{seed_[i], sequence_id_[i], static_cast<uint32_t>(position_[i])};
     const std::string name = params.temperature == 0.0 ? "greedy" : case_.verifier;
     if (!case_.dense) return verify(name, tree, rows, DraftLaw(tree.draft_probs), Coins(key));
@@ -205,6 +219,8 @@ class Batch {
     input.logits = logits_.rows(logits.data(), int64_t{batch()} * max_nodes_);
     if (case_.proposal != Proposal::kDeterministic) input.law = law.view(case_.dense);
     input.sampling = sampling.data();
+    const Changes changes(*this);
+    if (case_.changed) input.changes = changes.view();
     input.seed = seed.data();
     input.sequence_id = sequence_id.data();
     input.position = position.data();
@@ -222,6 +238,75 @@ class Batch {
   int32_t batch() const { return static_cast<int32_t>(trees_.size()); }
 
  private:
+  static constexpr size_t kBiases = 3, kMaxHistory = 12;
+
+  int64_t words() const { return (case_.vocab_size + 31) / 32; }
+
+  void fill_changes(Random& random) {
+    for (int32_t b = 0; b < batch(); ++b) {
+      for (size_t k = 0; k < kBiases; ++k) {
+        bias_token_.push_back(random() % 4 == 0 ? -1 : pick(random, case_.vocab_size));
+        bias_.push_back(0.37 * pick(random, 20) - 3.0);
+      }
+      penalties_.push_back({});
+      if (random() % 2 == 0) penalties_.back().repetition = 0.6 + 0.11 * pick(random, 12);
+      if (random() % 2 == 0) penalties_.back().presence = 0.3 * pick(random, 5) - 0.4;
+      if (random() % 2 == 0) penalties_.back().frequency = 0.21 * pick(random, 5);
+      history_length_.push_back(pick(random, kMaxHistory + 1));
+      prompt_length_.push_back(pick(random, history_length_.back() + 1));
+      const TokenTree& tree = trees_[static_cast<size_t>(b)];
+      for (size_t i = 0; i < kMaxHistory; ++i) {  // often what the tree has, too
+        const auto node = static_cast<size_t>(pick(random, tree.num_nodes()));
+        const bool foreign = random() % 3 == 0;
+        history_.push_back(foreign ? pick(random, case_.vocab_size + 2) : tree.token[node]);
+      }
+    }
+    if (random() % 2 == 0) return;
+    const auto rows = static_cast<size_t>(int64_t{batch()} * max_nodes_ * words());
+    for (size_t w = 0; w < rows; ++w) allowed_.push_back(random() | random());
+    for (int64_t r = 0; r < int64_t{batch()} * max_nodes_; ++r) {
+      allowed_[static_cast<size_t>(r * words())] |= 1;  // some token at least
+    }
+    for (int32_t b = 0; b < batch(); ++b) {
+      const TokenTree& tree = trees_[static_cast<size_t>(b)];
+      for (int32_t node = 0; node < tree.num_nodes(); ++node) {
+        logits_.set(row_of(b, node), 0, -1.0f);
+      }
+    }
+  }
+
+  class Changes {
+   public:
+    explicit Changes(const Batch& batch)
+        : allowed_(batch.allowed_),
+          bias_token_(batch.bias_token_),
+          bias_(batch.bias_),
+          penalties_(batch.penalties_),
+          history_(batch.history_),
+          history_length_(batch.history_length_),
+          prompt_length_(batch.prompt_length_) {}
+    device::ScoreChanges view() const {
+      device::ScoreChanges out;
+      out.allowed = allowed_.size() > 0 ? allowed_.data() : nullptr;
+      out.num_biases = kBiases;
+      out.bias_token = bias_token_.data();
+      out.bias = bias_.data();
+      out.penalties = penalties_.data();
+      out.history = history_.data();
+      out.max_history = kMaxHistory;
+      out.history_length = history_length_.data();
+      out.prompt_length = prompt_length_.data();
+      return out;
+    }
+
+   private:
+    DeviceArray<uint32_t> allowed_;
+    DeviceArray<int32_t> bias_token_;
+    DeviceArray<double> bias_;
+    DeviceArray<device::Penalties> penalties_;
+    DeviceArray<int32_t> history_, history_length_, prompt_length_;
+  };
+
   /// Laws of all trees, in device memory.
   class Law {
    public:
@@ -370,6 +455,10 @@ class Batch {
   std::vector<uint64_t> seed_;
   std::vector<uint32_t> sequence_id_;
   Ints position_;
+  std::vector<uint32_t> allowed_;
+  Ints bias_token_, history_, history_length_, prompt_length_;
+  std::vector<double> bias_;
+  std::vector<device::Penalties> penalties_;
 };
 
 constexpr int32_t kMaxDepth = 40;
@@ -418,7 +507,7 @@ void verdicts_equal_those_of_the_cpu() {
         const int32_t support = std::min(vocab_size, 1 + pick(random, large ? 300 : 20));
         const Case here{one.name,  proposal,          vocab_size,
                         support,   dtypes[trial % 3], dense && proposal != Proposal::kDeterministic,
-                        one.chain, trial % 2 == 1};
+                        one.chain, trial % 2 == 1,    trial % 4 >= 2};
         check_equal(Batch(random, here, 1 + pick(random, 3), large ? 4 : 20), accepted);
       }
     }

@@ -21,6 +21,28 @@ struct Sampling {
   int32_t top_k = 0;
 };
 
+/// Penalties of a sequence; see SamplingParams.
+struct Penalties {
+  double repetition = 1.0;
+  double presence = 0.0;
+  double frequency = 0.0;
+};
+
+/// Scores that differ from the model's, in device memory. Order, as on the CPU: bias, repetition,
+/// presence and frequency penalty, allowed tokens; then temperature and truncation.
+struct ScoreChanges {
+  const uint32_t* allowed = nullptr;    ///< [batch, max_nodes, ceil(V / 32)] bits; null: all tokens
+  int32_t num_biases = 0;               ///< of a sequence
+  const int32_t* bias_token = nullptr;  ///< [batch, num_biases]; -1: none
+  const double* bias = nullptr;         ///< [batch, num_biases]
+  const Penalties* penalties = nullptr;  ///< [batch]; null: none, the history is not read
+  /// The committed text, the root included as its last token: [batch, max_history].
+  const int32_t* history = nullptr;
+  int32_t max_history = 0;
+  const int32_t* history_length = nullptr;  ///< [batch]
+  const int32_t* prompt_length = nullptr;   ///< [batch]
+};
+
 /// What a batch is verified from; all pointers are device memory.
 struct VerifyInput {
   Trees trees;  ///< path_logprob is not read
@@ -29,6 +51,7 @@ struct VerifyInput {
   RowsView logits;
   DraftLaw law;                        ///< row_of_node null: none
   const Sampling* sampling = nullptr;  ///< [batch]
+  ScoreChanges changes;
   /// RoundKey of each sequence.
   const uint64_t* seed = nullptr;         ///< [batch]
   const uint32_t* sequence_id = nullptr;  ///< [batch]
