@@ -349,7 +349,40 @@ def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):
     check_verdicts(trees, logits, verifier, forest, place)
 
 
-def check_verdicts(trees, logits, verifier, host_trees, place, law=None):
+def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
+    logits = torch.tensor(rng.normal(0, 1, (3, 40, 64)), dtype=torch.float32)
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 6
+    allowed = rng.integers(0, 2**32, (3, 40, 2), dtype=np.uint32)
+    allowed[:, :20] = 2**32 - 1
+    history = rng.integers(0, 64, (3, 12)).astype(np.int32)
+    changes = device.ScoreChanges(
+        torch.tensor([[1.2, 0.3, 0.1]] * 3, dtype=torch.float64, device=place),
+        ints(history.tolist(), place),
+        ints([7, 9, 12], place),
+        ints([3, 0, 12], place),
+        torch.from_numpy(allowed.view(np.int32)).to(place),
+        ints([[4, -1, 9]] * 3, place),
+        torch.tensor([[2.0, 99.0, -1.0]] * 3, dtype=torch.float64, device=place),
+    )
+    penalties = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1}
+    given = [
+        {
+            "sampling": {**penalties, "logit_bias": {4: 2.0, 9: -1.0}},
+            "prefix_ids": history[b, :length],
+            "prompt_length": prompt,
+            "allowed_tokens": allowed[b, : tree.num_nodes],
+        }
+        for b, (tree, length, prompt) in enumerate(zip(forest, (7, 9, 12), (3, 0, 12), strict=True))
+    ]
+    trees = device.Trees.pack(forest, device=place)
+    check_verdicts(trees, logits, "target_only", forest, place, changes=changes, given=given)
+
+
+def check_verdicts(
+    trees, logits, verifier, host_trees, place, law=None, changes=None, given=({}, {}, {})
+):
+    """Asserts that verdicts are those of `verify_logits`, which takes `given` besides."""
     greedy = verifier == "greedy"
     numbers = {"temperature": 0.0 if greedy else 0.8, "top_k": 30, "top_p": 0.95, "min_p": 0.01}
     columns = [
@@ -368,17 +401,21 @@ def check_verdicts(trees, logits, verifier, host_trees, place, law=None):
         position=ints(position, place),
         proposal=host_trees[0].proposal,
         law=law,
+        changes=changes,
         status=status,
     )
     device.check_status(status)
     accepted = 0
-    for b, (tree, key) in enumerate(zip(host_trees, KEYS, strict=True)):
-        names = ("seed", "sequence_id", "position")
+    names = ("seed", "sequence_id", "position")
+    for b, (tree, key, own) in enumerate(zip(host_trees, KEYS, given, strict=True)):
+        more = dict(own)
+        sampling = treespec.SamplingParams(**numbers, **more.pop("sampling", {}))
         expected = treespec.verify_logits(
             tree,
             logits[b, : tree.num_nodes],
-            sampling=treespec.SamplingParams(**numbers),
+            sampling=sampling,
             verifier=verifier,
+            **more,
             **dict(zip(names, key, strict=True)),
         )
         count = expected.num_accepted
@@ -453,6 +490,10 @@ def test_the_status_names_the_sequence_and_the_reason(forest, place):
     assert status.tolist() == [0, 4, 8]
     with pytest.raises(ValueError, match="sequence 1 of the batch: num_nodes, parents"):
         device.check_status(status)
+    with pytest.raises(ValueError, match=r"a row without a token .*; a row, page"):
+        device.check_status(np.array([10]))
+    with pytest.raises(ValueError, match="unknown status 64"):
+        device.check_status(np.array([64]))
 
 
 def test_a_sequence_with_a_status_keeps_its_rows(rng, place):

@@ -37,6 +37,29 @@ const device::Sampling* sampling_of(DeviceCall& call, const py::object& sampling
       call.field<const int64_t>("input", sampling, "sampling", "BS"));
 }
 
+device::ScoreChanges changes_of(DeviceCall& call, const py::object& changes, int64_t vocab_size) {
+  device::ScoreChanges out;
+  if (changes.is_none()) return out;
+  call.set_size('A', static_cast<int32_t>((vocab_size + 31) / 32));
+  out.allowed = call.optional_field<const uint32_t>("changes", changes, "allowed", "BMA");
+  out.bias_token = call.optional_field<const int32_t>("changes", changes, "bias_token", "BI");
+  if (out.bias_token != nullptr) {
+    out.bias = call.field<const double>("changes", changes, "bias", "BI");
+    out.num_biases = call.size('I');
+  }
+  static_assert(sizeof(device::Penalties) == 3 * sizeof(double));
+  call.set_size('P', 3);
+  out.penalties = reinterpret_cast<const device::Penalties*>(
+      call.optional_field<const double>("changes", changes, "penalties", "BP"));
+  if (out.penalties != nullptr) {
+    out.history = call.field<const int32_t>("changes", changes, "history", "BT");
+    out.max_history = call.size('T');
+    out.history_length = call.field<const int32_t>("changes", changes, "history_length", "B");
+    out.prompt_length = call.field<const int32_t>("changes", changes, "prompt_length", "B");
+  }
+  return out;
+}
+
 device::VerifyInput input_of(DeviceCall& call, const py::object& input) {
   device::VerifyInput out;
   out.trees = drawn_trees(call, input.attr("trees"));
@@ -44,6 +67,7 @@ device::VerifyInput input_of(DeviceCall& call, const py::object& input) {
   out.logits = rows_of(call, input.attr("logits"), "BMV");
   out.law = law_of(call, py::getattr(input, "law", py::none()));
   out.sampling = sampling_of(call, input);
+  out.changes = changes_of(call, py::getattr(input, "changes", py::none()), out.logits.width);
   out.seed = call.field<const uint64_t>("input", input, "seed", "B");
   out.sequence_id = call.field<const uint32_t>("input", input, "sequence_id", "B");
   out.position = call.field<const int32_t>("input", input, "position", "B");
@@ -88,9 +112,13 @@ void bind_verify(py::module_& m) {
         R"(Writes verdicts.nodes [B, C], num_accepted [B] and next_token [B].
 
 input: trees, with draws; proposal; logits [B, M, V]; law, or None; sampling, 64-bit words [B, 4]:
-temperature, top_p and min_p as float64, top_k as an integer; seed [B] 64-bit; sequence_id and
-position [B]. law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob,
-vocab_size and max_support.)");
+temperature, top_p and min_p as float64, top_k as an integer; changes, or None; seed [B] 64-bit;
+sequence_id and position [B].
+law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob, vocab_size and
+max_support.
+changes: allowed [B, M, ceil(V / 32)]; bias_token and float64 bias [B, biases]; float64 penalties
+[B, 3] (repetition, presence, frequency) with history [B, T], history_length and prompt_length [B];
+each or None.)");
 }
 
 }  // namespace treespec::python::device_ops

@@ -137,9 +137,13 @@ def verify(stream: typing.SupportsInt | typing.SupportsIndex, verifier: str, inp
     Writes verdicts.nodes [B, C], num_accepted [B] and next_token [B].
     
     input: trees, with draws; proposal; logits [B, M, V]; law, or None; sampling, 64-bit words [B, 4]:
-    temperature, top_p and min_p as float64, top_k as an integer; seed [B] 64-bit; sequence_id and
-    position [B]. law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob,
-    vocab_size and max_support.
+    temperature, top_p and min_p as float64, top_k as an integer; changes, or None; seed [B] 64-bit;
+    sequence_id and position [B].
+    law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob, vocab_size and
+    max_support.
+    changes: allowed [B, M, ceil(V / 32)]; bias_token and float64 bias [B, biases]; float64 penalties
+    [B, 3] (repetition, presence, frequency) with history [B, T], history_length and prompt_length [B];
+    each or None.
     """
 def verify_workspace_bytes(verifier: str, input: typing.Any, verdicts: typing.Any) -> int:
     ...

@@ -24,7 +24,7 @@ from treespec.device.mask import (
 )
 from treespec.device.status import check_status, new_status
 from treespec.device.trees import Trees
-from treespec.device.verify import Law, Verdicts, sampling_words, verify
+from treespec.device.verify import Law, ScoreChanges, Verdicts, sampling_words, verify
 
 __all__ = [
     "BUILDERS",
@@ -32,6 +32,7 @@ __all__ = [
     "CandidateLists",
     "KvCache",
     "Law",
+    "ScoreChanges",
     "TreeLayout",
     "Trees",
     "Verdicts",

@@ -219,7 +219,7 @@ def _depth_of(parents: tuple[int, ...]) -> int:
     return max(depth)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _on_device(parents: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Kept, so that a captured round copies nothing from the host."""
+    """Kept for good: a captured graph may read it at any time, and copies nothing from the host."""
     return torch.tensor(parents, dtype=torch.int32, device=device)

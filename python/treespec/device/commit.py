@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from treespec.device import native
@@ -33,11 +35,22 @@ class KvCache:
         self, arrays: Sequence[torch.Tensor], block_table: torch.Tensor | None = None
     ) -> None:
         self._native = native.ops.KvCache(list(arrays))
-        self._table = torch.from_numpy(self._native.table).to(arrays[0].device)
+        self._table = _on_device(self._native.table.tobytes(), arrays[0].device)
         self._block_table = block_table
-        batch = self._native.num_pages if block_table is None else len(block_table)
-        size = native.ops.commit_kv_workspace_bytes(batch)
-        self._workspace = native.workspace(arrays[0], size).zero_()
+        self._workspace: torch.Tensor | None = None  # made when first needed
+
+    def _zeroed_workspace(self, paths: _Paths) -> torch.Tensor:
+        if self._workspace is None:
+            size = native.ops.commit_kv_workspace_bytes(len(paths.num_accepted))
+            self._workspace = native.workspace(paths.nodes, size).zero_()
+        return self._workspace
+
+
+@functools.cache
+def _on_device(table: bytes, device: torch.device) -> torch.Tensor:
+    """Kept for good: a captured graph may read it at any time, and copies nothing from the host."""
+    numbers = np.frombuffer(table, np.int64).reshape(-1, 6).copy()
+    return torch.from_numpy(numbers).to(device)
 
 
 def commit_kv(
@@ -69,6 +82,8 @@ def commit_kv(
     stream = native.stream(nodes)
     common = (stream, cache._table, paths, prefix_length)
     if advance:
-        cache._native.commit_and_advance(*common, cache._workspace, status, block_table=table)
+        cache._native.commit_and_advance(
+            *common, cache._zeroed_workspace(paths), status, block_table=table
+        )
     else:
         cache._native.commit(*common, status, block_table=table)

@@ -20,8 +20,13 @@ def new_status(batch: int, device: Any = "cuda") -> torch.Tensor:
     return torch.zeros(batch, dtype=torch.int32, device=device)
 
 
-def check_status(status: torch.Tensor) -> None:
+def check_status(status: Any) -> None:
     """Wait for the device, and raise for what it found in its data.
+
+    Parameters
+    ----------
+    status
+        ``[B]``, or its copy on the host.
 
     Raises
     ------
@@ -31,4 +36,5 @@ def check_status(status: torch.Tensor) -> None:
     for sequence, word in enumerate(status.tolist()):
         if word:
             reasons = [text for bit, text in _STATUS_TEXTS.items() if word & bit]
-            raise ValueError(f"status: sequence {sequence} of the batch: {'; '.join(reasons)}")
+            text = "; ".join(reasons) or f"unknown status {word}"
+            raise ValueError(f"status: sequence {sequence} of the batch: {text}")

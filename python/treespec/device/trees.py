@@ -65,7 +65,7 @@ class Trees(NamedTuple):
             _padded([tree.depth for tree in trees], nodes, 0),
             _padded([tree.path_logprob for tree in trees], nodes, 0, np.float32),
             np.stack([np.pad(end, (0, nodes + 1 - len(end)), "edge") for end in ends]),
-            _padded(draws, max(map(len, draws)), 0),
+            _padded(draws, max(nodes - 1, *map(len, draws)), 0),
         )
         return cls(*(torch.from_numpy(_as_stored(column)).to(device) for column in columns))
 

@@ -36,13 +36,39 @@ class Law(NamedTuple):
     max_support: int = 0
 
 
+class ScoreChanges(NamedTuple):
+    """Scores that differ from the model's, in the order of `treespec.SamplingParams`.
+
+    Attributes
+    ----------
+    penalties
+        ``[B, 3]`` float64: repetition, presence and frequency; along a node's own path. They need
+        the next three.
+    history, history_length, prompt_length
+        ``[B, T]``, ``[B]``, ``[B]``: the committed text, the root last, and how much of it is
+        prompt.
+    allowed
+        ``[B, M, ceil(V / 32)]``: bit ``t % 32`` of word ``t // 32`` allows token t after node i.
+    bias_token, bias
+        ``[B, biases]`` int32 (-1: none) and float64.
+    """
+
+    penalties: torch.Tensor | None = None
+    history: torch.Tensor | None = None
+    history_length: torch.Tensor | None = None
+    prompt_length: torch.Tensor | None = None
+    allowed: torch.Tensor | None = None
+    bias_token: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
 class Verdicts(NamedTuple):
     """What a round has decided.
 
     Attributes
     ----------
     nodes
-        ``[B, C]``: the root and the accepted nodes; what follows is anything.
+        ``[B, C]``: the root, the accepted nodes, and -1.
     num_accepted, next_token
         ``[B]``; the root is not counted, and -1 says that the status does.
     """
@@ -60,6 +86,7 @@ class _Input(NamedTuple):
     logits: torch.Tensor
     law: Law | None
     sampling: torch.Tensor
+    changes: ScoreChanges | None
     seed: torch.Tensor
     sequence_id: torch.Tensor
     position: torch.Tensor
@@ -88,12 +115,12 @@ def verify(
     position: torch.Tensor,
     proposal: str = "deterministic",
     law: Law | None = None,
+    changes: ScoreChanges | None = None,
     status: torch.Tensor,
 ) -> Verdicts:
     """Keep the longest path the target itself could have produced, and draw one more token.
 
-    The verdicts and the random draws are those of `treespec.verify_logits`; penalties, biases and
-    allowed tokens are not applied here.
+    The verdicts and the random draws are those of `treespec.verify_logits`.
 
     Parameters
     ----------
@@ -115,6 +142,8 @@ def verify(
         How all trees were drawn.
     law
         Must be given to the verifiers of drawn trees.
+    changes
+        Penalties, allowed tokens and biases.
 
     Raises
     ------
@@ -123,11 +152,11 @@ def verify(
     """
     batch = len(logits)
     verdicts = Verdicts(
-        native.ints(logits, batch, max_depth + 1),
+        native.ints(logits, batch, max_depth + 1).fill_(-1),
         native.ints(logits, batch),
         native.ints(logits, batch),
     )
-    given = _Input(trees, proposal, logits, law, sampling, seed, sequence_id, position)
+    given = _Input(trees, proposal, logits, law, sampling, changes, seed, sequence_id, position)
     size = native.ops.verify_workspace_bytes(verifier, given, verdicts)
     workspace = native.workspace(logits, size)
     native.ops.verify(native.stream(logits), verifier, given, workspace, verdicts, status)
