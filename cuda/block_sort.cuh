@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sorting in shared memory by the threads of a block.
+// Sorting in shared or global memory by the threads of a block.
 #pragma once
 
 #include <cstdint>
 #include <simt.cuh>
 
+#include "treespec/hd.h"
+
 namespace treespec::simt {
 
 /// The smallest power of two >= size, at least 2.
-TREESPEC_DEVICE int32_t padded_to_sort(int32_t size) {
+TREESPEC_HD int32_t padded_to_sort(int32_t size) {
   int32_t padded = 2;
   while (padded < size) padded *= 2;
   return padded;
@@ -16,7 +18,7 @@ TREESPEC_DEVICE int32_t padded_to_sort(int32_t size) {
 
 /// Sorts `item[0 : size]`, size a power of two >= 2, so that none comes before its predecessor;
 /// pad with items that come last. A bitonic network (Batcher, 1968): what moves where depends on
-/// no data but comparisons. Shared memory is seen by all threads before and after. With strides of
+/// no data but comparisons. Memory is seen by all threads before and after. With strides of
 /// up to 32 the 32 pairs of a warp lie in 64 items of its own, so that no other warp is waited for.
 template <int kThreads, class Item, class Before>
 TREESPEC_DEVICE void sort_block(Item* item, int32_t size, Before before) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// From sketches to trees, and their laws packed one after the other.
+// From sketches to trees, and their laws.
 #include <simt.cuh>
 
 #include "block_reduce.cuh"
+#include "builders/pack_laws.cuh"
 #include "builders/sketch.cuh"
 #include "builders/write_tree.cuh"
 
@@ -49,6 +50,7 @@ struct WriteTrees {
       if (alive) {
         s.id[i] = count + sum.before;
         s.node[count + sum.before] = i;
+        sketch.moved[count + sum.before] = i;
       }
       count += sum.total;
     }
@@ -92,63 +94,6 @@ struct WriteTrees {
   }
 };
 
-/// Turns sizes of rows into their offsets, a block for all of them.
-struct SumLawSizes {
-  static constexpr int kThreads = 512;
-  int64_t num_rows;
-  int64_t* row_offset;
-
-  TREESPEC_DEVICE void operator()() const {
-    auto* scratch = reinterpret_cast<uint64_t*>(simt::shared_memory());
-    uint64_t count = 0;
-    for (int64_t first = 0; first < num_rows; first += kThreads) {
-      const int64_t r = first + simt::thread();
-      const uint64_t size = r < num_rows ? static_cast<uint64_t>(row_offset[r + 1]) : 0;
-      const auto sum = simt::block_prefix_sum<kThreads>(size, scratch);
-      if (r < num_rows) row_offset[r + 1] = static_cast<int64_t>(count + sum.before + size);
-      count += sum.total;
-    }
-    if (simt::thread() == 0) row_offset[0] = 0;
-  }
-};
-
-struct CopyLaws {
-  static constexpr int kThreads = 128;
-  Sketches sketches;
-  Trees trees;
-  LawOutput law;
-
-  /// A node per block: the i-th that is alive.
-  TREESPEC_DEVICE void operator()() const {
-    const int b = simt::block_y();
-    const int64_t row = int64_t{b} * trees.max_nodes + simt::block();
-    const int64_t begin = law.row_offset[row];
-    const auto size = static_cast<int32_t>(law.row_offset[row + 1] - begin);
-    if (size == 0) return;
-    auto* found = reinterpret_cast<int32_t*>(simt::shared_memory());
-    const Sketch sketch = sketches.of_sequence(b);
-    const int64_t from = int64_t{node_at(sketch, found)} * sketches.size.law_width;
-    for (int32_t i = simt::thread(); i < size; i += kThreads) {
-      law.token[begin + i] = sketch.law_token[from + i];
-      law.prob[begin + i] = sketch.law_prob[from + i];
-    }
-  }
-
-  TREESPEC_DEVICE static int32_t node_at(const Sketch& sketch, int32_t* shared) {
-    int32_t* found = shared + kThreads / simt::kWarpSize;
-    int32_t count = 0;
-    for (int32_t first = 0; first < sketch.header->size; first += kThreads) {
-      const int32_t i = first + simt::thread();
-      const bool alive = i < sketch.header->size && sketch.node[i].alive != 0;
-      const auto sum = simt::block_prefix_sum<kThreads>(int32_t{alive}, shared);
-      if (alive && count + sum.before == simt::block()) *found = i;
-      count += sum.total;
-    }
-    simt::sync_block();
-    return *found;
-  }
-};
-
 }  // namespace
 
 void finish_sketches(Stream stream, const BuildRequest& request, const Sketches& sketches,
@@ -156,10 +101,7 @@ void finish_sketches(Stream stream, const BuildRequest& request, const Sketches&
   const bool lawful = sketches.size.law_width > 0;
   simt::launch(stream, {trees.batch, 1, sizeof(WriteTrees::Shared)},
                WriteTrees{request, sketches, trees, lawful ? law : LawOutput{}});
-  if (!lawful) return;
-  simt::launch(stream, {trees.batch > 0 ? 1 : 0, 1, 1024},
-               SumLawSizes{int64_t{trees.batch} * trees.max_nodes, law.row_offset});
-  simt::launch(stream, {trees.max_nodes, trees.batch, 1024}, CopyLaws{sketches, trees, law});
+  if (lawful) pack_laws(stream, sketches.laws(), trees, law);
 }
 
 }  // namespace treespec::device

@@ -6,6 +6,7 @@
 
 #include "builders/frontier.cuh"
 #include "builders/lists.cuh"
+#include "builders/pack_laws.cuh"
 #include "treespec/device/tree_builder.h"
 
 namespace treespec::device {
@@ -49,7 +50,7 @@ struct Sketch {
   int32_t* drawn;     // [max_nodes]: list entry of a draw, -1: none
   int32_t* target;    // [max_nodes]: the node it makes or meets, -1: none
   int32_t* place;     // [max_nodes]: of a draw, in a fixed shape; of path builders: the cursors
-  int32_t* moved;     // [max_nodes]: cursors after the level
+  int32_t* moved;     // [max_nodes]: cursors after the level; in the end: node of an id
   int32_t* frontier;  // [max_nodes]: node
   int32_t* law_token;
   float* law_prob;
@@ -98,6 +99,14 @@ struct Sketches {
 
   Sketches(void* memory, const SketchSize& each)
       : workspace(memory), size(each), bytes_each(each.bytes()) {}
+  LawStore laws() const {
+    const int64_t words = SketchSize::kHeaderBytes +
+                          int64_t{size.max_nodes} * static_cast<int64_t>(sizeof(SketchNode));
+    const int64_t array = int64_t{size.max_nodes} * 4;
+    const int64_t token = words + 5 * array;
+    return {workspace,     bytes_each, words + 3 * array, token, token + array * size.law_width,
+            size.law_width};
+  }
   TREESPEC_DEVICE Sketch of_sequence(int b) const {
     return Sketch::at(workspace, size, bytes_each, b);
   }

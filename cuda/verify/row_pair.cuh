@@ -59,6 +59,15 @@ struct WalkContext {
   const int32_t* parent;  // of the tree
   int32_t sequence;
   uint32_t problem = kOk;
+  void* rule_memory = nullptr;  // of this sequence, for the rule
+};
+
+/// P and Q of a pair at the tokens of the law, to be divided by the mass of each.
+struct PairNumbers {
+  const double* target;
+  const double* draft;
+  int32_t size;
+  double target_mass, draft_mass;
 };
 
 template <class Element>
@@ -145,6 +154,40 @@ class DevicePair {
     return shared::from_fixed(sum(total));
   }
 
+  /// Place of a token in the law, -1 if it is not there.
+  TREESPEC_DEVICE int32_t find(int32_t token) const {
+    const int32_t at = law_.lower_bound(token);
+    return at < law_.size && law_.token_of(at) == token ? at : -1;
+  }
+  TREESPEC_DEVICE PairNumbers numbers() const {
+    return {target_, draft_, law_.size, target_mass(), shared::from_fixed(draft_sum_)};
+  }
+  TREESPEC_DEVICE const Context& context() const { return *context_; }
+
+  /// Q <- norm(law), law over the same tokens.
+  TREESPEC_DEVICE void replace_draft(const double* law) {
+    simt::sync_block();  // all have read the entries of others
+    uint64_t total = 0;
+    for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
+      draft_[i] = law[i];
+      total += static_cast<uint64_t>(shared::to_fixed(draft_[i]));
+    }
+    draft_sum_ = sum(total);
+  }
+
+  /// Probability of a token, and the sum of term(probability) over all, in the target's own row.
+  /// After load without a law.
+  TREESPEC_DEVICE double probability(int32_t token) const { return weight(token) / rest_of_row(); }
+  template <class Term>
+  TREESPEC_DEVICE uint64_t sum_over_row(const Term& term) const {
+    const double mass = rest_of_row();
+    uint64_t total = 0;
+    for (int32_t t = simt::thread(); t < context_->rows.size; t += kThreads) {
+      total += term(weight(t) / mass);
+    }
+    return sum(total);
+  }
+
   TREESPEC_DEVICE void remove(int32_t token) {
     constexpr uint64_t kTooSmall = uint64_t{1} << 50;  // as on the CPU
     const int32_t at = find(token);
@@ -224,12 +267,6 @@ class DevicePair {
   }
   TREESPEC_DEVICE double target_mass() const {
     return shared::from_fixed(target_sum_) + rest_mass_;
-  }
-
-  /// Place of a token in the law, -1 if it is not there.
-  TREESPEC_DEVICE int32_t find(int32_t token) const {
-    const int32_t at = law_.lower_bound(token);
-    return at < law_.size && law_.token_of(at) == token ? at : -1;
   }
 
   /// Fills `scale` and `block_mass` of all blocks; false, and the problem is noted, when the row

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "../checks.h"
+#include "tournament.cuh"
 #include "treespec/device/verify.h"
 #include "treespec/verifier.h"
 #include "verifiers/naive_tree.hd.h"
@@ -13,10 +14,14 @@
 namespace treespec::device {
 namespace {
 
+/// Memory that a rule needs besides that of its rows.
+enum class RuleMemory : uint8_t { kNone, kTournament, kScores };
+
 /// What a verifier needs of the launch.
 struct Plan {
   bool reads_law;
   bool bottom_up;
+  RuleMemory rule_memory = RuleMemory::kNone;
 };
 
 template <class Rule, class Element>
@@ -32,11 +37,17 @@ struct DeviceVerifier {
   Plan plan;
 };
 constexpr DeviceVerifier kVerifiers[] = {
-    {"greedy", {false, false}},      {"target_only", {false, false}},
-    {"token_level", {true, false}},  {"block", {true, true}},
-    {"naive_tree", {true, false}},   {"recursive_rejection", {true, false}},
-    {"spectr", {true, false}},       {"traversal", {true, true}},
+    {"greedy", {false, false}},
+    {"target_only", {false, false}},
+    {"token_level", {true, false}},
+    {"block", {true, true}},
+    {"naive_tree", {true, false}},
+    {"recursive_rejection", {true, false}},
+    {"spectr", {true, false}},
+    {"traversal", {true, true}},
     {"top_plus_one", {true, false}},
+    {"khisti", {true, false, RuleMemory::kTournament}},
+    {"typical", {false, false, RuleMemory::kScores}},
 };
 
 Plan plan_of(std::string_view name) {
@@ -51,6 +62,8 @@ void walk_trees(Stream stream, std::string_view name, const Walk<Element>& walk)
   if (name == "traversal" || name == "block") return walk_trees<BottomUpWalk>(stream, walk);
   if (name == "naive_tree") return walk_trees<TopDownWalk<NaiveTreeRule>>(stream, walk);
   if (name == "spectr") return walk_trees<TopDownWalk<SpecTrRule>>(stream, walk);
+  if (name == "khisti") return walk_trees<TopDownWalk<KhistiRule<Tournament>>>(stream, walk);
+  if (name == "typical") return walk_trees<TypicalWalk>(stream, walk);
   if (name == "top_plus_one") return walk_trees<TopDownWalk<TopPlusOneRule>>(stream, walk);
   if (name == "recursive_rejection" || name == "token_level") {
     return walk_trees<TopDownWalk<RecursiveRejectionRule>>(stream, walk);
@@ -81,6 +94,19 @@ size_t use_table_bytes(const VerifyInput& input) {
          static_cast<size_t>(input.logits.width);
 }
 
+/// Per sequence.
+size_t rule_bytes(const Plan& plan, const VerifyInput& input) {
+  switch (plan.rule_memory) {
+    case RuleMemory::kNone:
+      return 0;
+    case RuleMemory::kTournament:
+      return Tournament::bytes(support_of(input.law));
+    case RuleMemory::kScores:
+      return TypicalWalk::bytes(input.trees.max_nodes);
+  }
+  return 0;
+}
+
 template <class Element>
 void run(Stream stream, std::string_view name, const VerifyInput& input, void* workspace,
          const Verdicts& verdicts, uint32_t* status) {
@@ -95,7 +121,9 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
                            input.trees.max_nodes,
                            input.trees.num_nodes};
   auto* numbers = static_cast<double*>(workspace);
-  void* behind = static_cast<char*>(workspace) + numbers_bytes(plan, input, verdicts);
+  char* rule_memory = static_cast<char*>(workspace) + numbers_bytes(plan, input, verdicts);
+  const size_t own_bytes = rule_bytes(plan, input);
+  void* behind = rule_memory + own_bytes * static_cast<size_t>(input.trees.batch);
   const RowSums sums = RowSums::at(behind, view.num_rows, num_blocks);
   auto* table = reinterpret_cast<uint32_t*>(static_cast<char*>(behind) +
                                             RowSums::bytes(view.num_rows, num_blocks));
@@ -115,13 +143,14 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
   walk_trees(stream, name,
              Walk<Element>{rows, input.trees, input.proposal, law, temperatures, input.changes,
                            table, input.seed, input.sequence_id, input.position, sums, numbers,
-                           levels_of(plan, verdicts), support_of(law), verdicts, status});
+                           levels_of(plan, verdicts), support_of(law), rule_memory,
+                           static_cast<int64_t>(own_bytes), verdicts, status});
 }
 
 void check(std::string_view name, const VerifyInput& input, const Verdicts& verdicts) {
   const char* who = "device::verify";
   const VerifierInfo& info = verifier_info(name);
-  check_verifier(info, input.proposal, true);
+  check_verifier(info, input.proposal, true, input.lossy);
   const Plan plan = plan_of(name);
   check_envelope(who, input.trees);
   const RowsView& rows = input.logits;
@@ -149,7 +178,9 @@ void check(std::string_view name, const VerifyInput& input, const Verdicts& verd
 size_t verify_workspace_bytes(std::string_view verifier, const VerifyInput& input,
                               const Verdicts& verdicts) {
   check(verifier, input, verdicts);
-  return numbers_bytes(plan_of(verifier), input, verdicts) +
+  const Plan plan = plan_of(verifier);
+  return numbers_bytes(plan, input, verdicts) +
+         rule_bytes(plan, input) * static_cast<size_t>(input.trees.batch) +
          RowSums::bytes(input.logits.num_rows, shared::num_blocks(input.logits.width)) +
          use_table_bytes(input);
 }

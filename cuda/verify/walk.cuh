@@ -6,6 +6,7 @@
 #include "row_pair.cuh"
 #include "verifiers/step.hd.h"
 #include "verifiers/traversal.hd.h"
+#include "verifiers/typical.hd.h"
 
 namespace treespec::device {
 
@@ -64,9 +65,11 @@ struct Walk {
   const uint32_t* sequence_id;
   const int32_t* position;
   RowSums sums;
-  double* numbers;  // [batch, levels, 2, support]
-  int32_t levels;   // rows held at once
-  int32_t support;  // longest row of a law
+  double* numbers;    // [batch, levels, 2, support]
+  int32_t levels;     // rows held at once
+  int32_t support;    // longest row of a law
+  char* rule_memory;  // [batch, rule_bytes], what the rule needs besides its rows
+  int64_t rule_bytes;
   Verdicts out;
   uint32_t* status;
 
@@ -82,6 +85,16 @@ struct Walk {
       if (length_ == out_.max_depth) return false;
       ++length_;
       if (simt::thread() == 0) nodes_[length_] = node;
+      return true;
+    }
+    /// The path from the root to `end`; false: it is longer than the envelope.
+    TREESPEC_DEVICE bool accept_all(const TreeView& tree, int32_t end) {
+      length_ = 0;
+      for (int32_t node = end; node > 0; node = tree.parent[node]) ++length_;
+      if (length_ > out_.max_depth) return false;
+      if (simt::thread() != 0) return true;
+      int32_t at = length_;
+      for (int32_t node = end; node > 0; node = tree.parent[node]) nodes_[at--] = node;
       return true;
     }
     TREESPEC_DEVICE void finish(int32_t next_token) const {
@@ -146,7 +159,8 @@ struct Walk {
             trees.token + int64_t{b} * trees.max_nodes,
             trees.parent + int64_t{b} * trees.max_nodes,
             b,
-            kOk};
+            kOk,
+            rule_memory + b * rule_bytes};
   }
 
   TREESPEC_DEVICE Pair pair_of(Context& context, int32_t b, int32_t level) const {
@@ -248,6 +262,56 @@ struct TopDownWalk {
   }
 };
 
+/// Typical acceptance: all typical tokens first, then the longest path of them.
+struct TypicalWalk {
+  template <class Pair>
+  struct Rows {
+    Pair pair;
+    TREESPEC_DEVICE bool load(int32_t node) { return pair.load(node, false); }
+    TREESPEC_DEVICE double probability(int32_t token) const { return pair.probability(token); }
+    TREESPEC_DEVICE uint64_t entropy() const {
+      return pair.sum_over_row([](double probability) { return entropy_term(probability); });
+    }
+  };
+
+  /// In the rule's memory, `[max_nodes]`.
+  class Scores {
+   public:
+    TREESPEC_DEVICE Scores(double* score, int32_t size, int num_threads)
+        : score_(score), size_(size) {
+      for (int32_t i = simt::thread(); i < size; i += num_threads) {
+        score_[i] = i == 0 ? 0.0 : TypicalRule::kNotReached;
+      }
+      simt::sync_block();
+    }
+    TREESPEC_DEVICE int32_t size() const { return size_; }
+    TREESPEC_DEVICE double operator[](int32_t node) const { return score_[node]; }
+    TREESPEC_DEVICE void set(int32_t node, double score) {
+      if (simt::thread() == 0) score_[node] = score;
+      simt::sync_block();
+    }
+
+   private:
+    double* score_;
+    int32_t size_;
+  };
+  static size_t bytes(int32_t max_nodes) { return sizeof(double) * static_cast<size_t>(max_nodes); }
+
+  template <class W, class Context, class Path>
+  TREESPEC_DEVICE static int32_t decide(const W& walk, const TreeView& tree, Context& context,
+                                        Path& path, int32_t b) {
+    Rows<typename W::Pair> rows{walk.pair_of(context, b, 0)};
+    Scores scores(static_cast<double*>(context.rule_memory), tree.num_nodes, W::kThreads);
+    const int32_t end = TypicalRule::longest_path(tree, rows, scores);
+    if (end < 0 || !rows.load(end)) return -1;
+    if (!path.accept_all(tree, end)) {
+      context.problem |= kOutOfBounds;
+      return -1;
+    }
+    return rows.pair.sample(KeyCoins{walk.key_of(b)}.sample(end));
+  }
+};
+
 /// Bottom-up, by the walk that the CPU takes.
 struct BottomUpWalk {
   /// The visits on the way down, every thread its own.
@@ -295,11 +359,7 @@ struct BottomUpWalk {
     const int32_t level = traversal.run();
     if (!levels.sound) return -1;
     const int32_t end = traversal.end();
-    for (int32_t depth = 1; depth <= tree.depth[end]; ++depth) {
-      int32_t node = end;
-      while (tree.depth[node] > depth) node = tree.parent[node];
-      path.accept(node);
-    }
+    path.accept_all(tree, end);
     return levels[level].sample(coins.sample(end));
   }
 

@@ -52,4 +52,18 @@ void finish_paths(Stream, int32_t, const BuildRequest&, void*, const Trees&, con
   throw_no_cuda("finish_paths");
 }
 
+size_t slots_workspace_bytes(int32_t, int32_t, int32_t) { throw_no_cuda("slots_workspace_bytes"); }
+void begin_slots(Stream, const SlotOptions&, int32_t, const BuildRequest&, const Trees&, void*,
+                 const Frontier&, uint32_t*) {
+  throw_no_cuda("begin_slots");
+}
+void grow_slots(Stream, const SlotOptions&, const RoundKey*, const ListSource&, const Trees&, void*,
+                const Frontier&, uint32_t*) {
+  throw_no_cuda("grow_slots");
+}
+void finish_slots(Stream, int32_t, const BuildRequest&, void*, const Trees&, const LawOutput&,
+                  uint32_t*) {
+  throw_no_cuda("finish_slots");
+}
+
 }  // namespace treespec::device

@@ -14,6 +14,11 @@ TREESPEC_HD uint32_t falling_bits(float value) {
   const uint32_t bits = float_to_bits(value + 0.0f);
   return (bits & 0x80000000u) != 0 ? bits : ~bits & 0x7FFFFFFFu;
 }
+TREESPEC_HD uint64_t falling_bits(double value) {
+  constexpr uint64_t kSign = uint64_t{1} << 63;
+  const auto bits = static_cast<uint64_t>(double_to_bits(value + 0.0));
+  return (bits & kSign) != 0 ? bits : ~bits & ~kSign;
+}
 TREESPEC_HD float from_falling_bits(uint32_t bits) {
   return bits_to_float((bits & 0x80000000u) != 0 ? bits : ~bits & 0x7FFFFFFFu);
 }

@@ -2,7 +2,6 @@
 #include "verifiers/row_pair.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "row_ops.h"
 #include "shared/block_sum.hd.h"
@@ -33,35 +32,35 @@ void RowPair::load(const TokenTree& tree, int32_t node, TargetRows& target_rows,
   target_sum_ = row::fixed_sum(target_.data(), size_of(target_));
 }
 
-int64_t RowPair::find(int32_t token) const {
+int32_t RowPair::find(int32_t token) const {
   const auto at = std::lower_bound(token_.begin(), token_.end(), token);
-  return at != token_.end() && *at == token ? at - token_.begin() : -1;
+  return at != token_.end() && *at == token ? static_cast<int32_t>(at - token_.begin()) : -1;
 }
 
 double RowPair::target(int32_t token) const {
-  const int64_t at = find(token);
+  const int32_t at = find(token);
   return (at >= 0 ? target_[at] : rest_scale_ * row_.weight(token)) / target_mass();
 }
 
 double RowPair::draft(int32_t token) const {
-  const int64_t at = find(token);
+  const int32_t at = find(token);
   return at >= 0 ? draft_[at] / shared::from_fixed(draft_sum_) : 0.0;
 }
 
 bool RowPair::drawable(int32_t token) const {
-  const int64_t at = find(token);
+  const int32_t at = find(token);
   return draft_sum_ > 0 && at >= 0 && draft_[at] > 0.0;
 }
 
 double RowPair::acceptance(int32_t token, double weight) const {
-  const int64_t at = find(token);
+  const int32_t at = find(token);
   const double target_side = weight * target_[at] * shared::from_fixed(draft_sum_);
   const double draft_side = draft_[at] * target_mass();
   return target_side < draft_side ? target_side / draft_side : 1.0;
 }
 
 bool RowPair::accepts(int32_t token, double u, double weight) const {
-  const int64_t at = find(token);
+  const int32_t at = find(token);
   return u * draft_[at] * target_mass() < weight * target_[at] * shared::from_fixed(draft_sum_);
 }
 
@@ -122,8 +121,8 @@ void RowPair::renormalise_draft() {
   draft_sum_ = row::fixed_sum(draft_.data(), size);
 }
 
-void RowPair::replace_draft(std::vector<double> law) {
-  draft_ = std::move(law);
+void RowPair::replace_draft(const std::vector<double>& law) {
+  draft_ = law;
   draft_sum_ = row::fixed_sum(draft_.data(), size_of(draft_));
 }
 

@@ -41,15 +41,16 @@ class RowPair {
   /// Q <- Q without `token`, which is drawable.
   void remove(int32_t token);
   /// Q <- norm(law), law over `support()`.
-  void replace_draft(std::vector<double> law);
+  void replace_draft(const std::vector<double>& law);
   /// The tokens that Q could draw at first, ascending, and P and Q there, normalised.
   ArrayView<const int32_t> support() const { return token_; }
+  /// Place of a token there, -1 if it is not.
+  int32_t find(int32_t token) const;
   void normalised(std::vector<double>& target, std::vector<double>& draft) const;
   /// A token from the current P.
   int32_t sample(double u) const;
 
  private:
-  int64_t find(int32_t token) const;
   double target_mass() const { return shared::from_fixed(target_sum_) + rest_mass_; }
   /// The rest is scaled by `rest_factor`; then P, whose support changed, is brought to mass 1.
   double normalise_target(double rest_factor);

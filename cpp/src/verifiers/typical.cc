@@ -1,36 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
-// Typical acceptance: LOSSY. The longest path of tokens that are likely enough for the target,
-// given how undecided it is. Source: Cai et al., "Medusa", 2024, arXiv 2401.10774, section 2.3.1.
-// Draws consumed: sample (last node).
 #include <algorithm>
-#include <limits>
 
 #include "shared/block_sum.hd.h"
-#include "shared/math.hd.h"
 #include "verifiers/registry.h"
 #include "verifiers/row_pair.h"
+#include "verifiers/typical.hd.h"
 
 namespace treespec {
 namespace {
 
-constexpr double kEpsilon = 0.09;
-constexpr double kDelta = 0.3;
-constexpr double kSmallestNormal = std::numeric_limits<double>::min();
+/// The target's own row at one node.
+class Rows {
+ public:
+  explicit Rows(TargetRows& target_rows) : target_rows_(target_rows) {}
 
-/// Probability above which a token is typical of the row.
-double least_typical(const TargetRow& row) {
-  const double mass = row.mass();
-  double buffer[shared::kBlock];
-  double entropy = 0.0;
-  for (int64_t b = 0; b < row.num_blocks(); ++b) {
-    const TargetRow::Units units = row.units(b, buffer);
-    for (const double unit : units.unit) {
-      const double p = std::min(units.scale * unit / mass, 1.0);
-      if (p > 0.0) entropy -= p * shared::log_unit(std::max(p, kSmallestNormal));
-    }
+  bool load(int32_t node) {
+    target_rows_.load(node, {}, row_);
+    mass_ = row_.mass();
+    return true;
   }
-  return std::min(kEpsilon, kDelta * shared::exp_nonpositive(-std::max(entropy, 0.0)));
-}
+  double probability(int32_t token) const { return row_.weight(token) / mass_; }
+  uint64_t entropy() const {
+    double buffer[shared::kBlock];
+    uint64_t sum = 0;
+    for (int64_t b = 0; b < row_.num_blocks(); ++b) {
+      const TargetRow::Units units = row_.units(b, buffer);
+      for (const double unit : units.unit) sum += entropy_term(units.scale * unit / mass_);
+    }
+    return sum;
+  }
+
+ private:
+  TargetRows& target_rows_;
+  TargetRow row_;
+  double mass_ = 0.0;
+};
+
+class Scores {
+ public:
+  explicit Scores(int32_t num_nodes)
+      : score_(static_cast<size_t>(num_nodes), TypicalRule::kNotReached) {
+    score_[0] = 0.0;
+  }
+  int32_t size() const { return static_cast<int32_t>(score_.size()); }
+  double operator[](int32_t node) const { return score_[static_cast<size_t>(node)]; }
+  void set(int32_t node, double score) { score_[static_cast<size_t>(node)] = score; }
+
+ private:
+  std::vector<double> score_;
+};
 
 class Typical final : public Verifier {
  public:
@@ -55,30 +73,10 @@ class Typical final : public Verifier {
   }
 
  private:
-  /// End of the longest path of typical tokens; ties: larger sum of log p, then lower id.
   static int32_t longest_path(const TokenTree& tree, TargetRows& target_rows) {
-    TargetRow row;
-    std::vector<double> score(tree.token.size(), 0.0);  // sum of log p; of accepted nodes
-    std::vector<uint8_t> typical(tree.token.size(), 0);
-    typical[0] = 1;
-    int32_t best = 0;
-    for (int32_t node = 0; node < tree.num_nodes(); ++node) {
-      if (typical[node] == 0) continue;
-      const bool longer = tree.depth[node] > tree.depth[best];
-      if (longer || (tree.depth[node] == tree.depth[best] && score[node] > score[best]))
-        best = node;
-      if (tree.draws(node).empty()) continue;
-      target_rows.load(node, {}, row);
-      const double least = least_typical(row);
-      const double mass = row.mass();
-      for (const int32_t child : tree.draws(node)) {
-        const double p = row.weight(tree.token[child]) / mass;
-        if (!(p > least)) continue;
-        typical[child] = 1;
-        score[child] = score[node] + shared::log_unit(std::min(p, 1.0));
-      }
-    }
-    return best;
+    Rows rows(target_rows);
+    Scores scores(tree.num_nodes());
+    return TypicalRule::longest_path(tree, rows, scores);
   }
 
   static Verdict path_to(const TokenTree& tree, int32_t best) {

@@ -29,8 +29,8 @@ int32_t pick(Random& random, int32_t size) {
   return static_cast<int32_t>(random() % static_cast<uint32_t>(size));
 }
 
-/// A law of `support` tokens; `certain`: one of them has nearly all of it.
-void append_law(Random& random, int32_t vocab_size, int32_t support, bool certain,
+/// A law of `support` tokens; the first `heavy` share nearly all of it.
+void append_law(Random& random, int32_t vocab_size, int32_t support, int32_t heavy,
                 DraftRows& rows) {
   Ints tokens(static_cast<size_t>(vocab_size));
   for (int32_t t = 0; t < vocab_size; ++t) tokens[static_cast<size_t>(t)] = t;
@@ -41,7 +41,7 @@ void append_law(Random& random, int32_t vocab_size, int32_t support, bool certai
   double sum = 0.0;
   for (size_t i = 0; i < tokens.size(); ++i) {
     weight.push_back(std::exp(-0.01 * static_cast<double>(random() % 800)));
-    if (certain && i == 0) weight.back() = 1e7;
+    if (static_cast<int32_t>(i) < heavy) weight.back() = 1e7;
     sum += weight.back();
   }
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -52,9 +52,10 @@ void append_law(Random& random, int32_t vocab_size, int32_t support, bool certai
 }
 
 /// A tree of up to `num_nodes` nodes whose children are drawn from laws of `support` tokens, as far
-/// as verification can tell: draw order, repeats, removals.
+/// as verification can tell: draw order, repeats, removals. `heavy`: of each law, and then alone
+/// drawn; 0: some laws have one such token.
 TokenTree drawn_tree(Random& random, Proposal proposal, int32_t num_nodes, int32_t vocab_size,
-                     int32_t support, bool chain) {
+                     int32_t support, int32_t heavy, bool chain) {
   TokenTree tree = root_tree(3);
   tree.proposal = proposal;
   tree.draw_offset = {0};
@@ -67,13 +68,15 @@ TokenTree drawn_tree(Random& random, Proposal proposal, int32_t num_nodes, int32
     const int32_t wanted = chain ? 1 : 1 + pick(random, 4);
     const int32_t draws = std::min(left, node > 0 && random() % 5 == 0 ? 0 : wanted);
     law.row_of_node.push_back(draws > 0 ? static_cast<int32_t>(law.row_offset.size()) - 1 : -1);
-    if (draws > 0) append_law(random, vocab_size, support, random() % 6 == 0, law);
+    const int32_t certain = heavy == 0 && draws > 0 && random() % 6 == 0 ? 1 : 0;
+    if (draws > 0) append_law(random, vocab_size, support, heavy + certain, law);
     Ints children;
     for (int32_t j = 0; j < draws; ++j) {
       const int64_t from = law.row_offset[law.row_offset.size() - 2];
       const double u = static_cast<double>(random()) / 4294967296.0;
       // Squared: likely entries come often, so that draws repeat.
-      const auto place = static_cast<int64_t>(u * u * static_cast<double>(support));
+      const auto place =
+          static_cast<int64_t>(u * u * static_cast<double>(heavy > 0 ? heavy : support));
       const int32_t token = law.token[static_cast<size_t>(from + place)];
       const auto same = [&](int32_t c) { return tree.token[static_cast<size_t>(c)] == token; };
       const auto old = std::find_if(children.begin(), children.end(), same);
@@ -143,6 +146,7 @@ struct Case {
   bool chain = false;
   bool truncated = false;
   bool changed = false;  // bias, penalties, allowed tokens
+  int32_t heavy = 0;
 };
 
 /// A batch of trees, logits and keys, and what both sides make of it.
@@ -154,7 +158,7 @@ class Batch {
         logits_(one.dtype, int64_t{batch} * max_nodes_, one.vocab_size, pick(random, 2) * 3) {
     for (int32_t b = 0; b < batch; ++b) {
       trees_.push_back(drawn_tree(random, one.proposal, 1 + pick(random, most_nodes),
-                                  one.vocab_size, one.support, one.chain));
+                                  one.vocab_size, one.support, one.heavy, one.chain));
       if (one.proposal == Proposal::kDeterministic) trees_.back().draft_probs = {};
       sampling_.push_back(random_sampling(random));
       seed_.push_back(random() | uint64_t{random()} << 32);
@@ -193,11 +197,14 @@ class Batch {
     LogitRows rows(logits_.rows(first, tree.num_nodes()), tree, params, history, allowed);
     const RoundKey key{seed_[i], sequence_id_[i], static_cast<uint32_t>(position_[i])};
     const std::string name = params.temperature == 0.0 ? "greedy" : case_.verifier;
-    if (!case_.dense) return verify(name, tree, rows, DraftLaw(tree.draft_probs), Coins(key));
+    const bool lossy = is_lossy(verifier_info(name));
+    if (!case_.dense) {
+      return verify(name, tree, rows, DraftLaw(tree.draft_probs), Coins(key), lossy);
+    }
     const std::vector<float> law = dense_law(tree);
     const RowsView view{law.data(), DType::kFloat32, tree.num_nodes(), case_.vocab_size,
                         case_.vocab_size};
-    return verify(name, tree, rows, DraftLaw(view), Coins(key));
+    return verify(name, tree, rows, DraftLaw(view), Coins(key), lossy);
   }
 
   struct Result {
@@ -224,6 +231,7 @@ class Batch {
     input.seed = seed.data();
     input.sequence_id = sequence_id.data();
     input.position = position.data();
+    input.lossy = is_lossy(verifier_info(case_.verifier));
     const auto size = static_cast<size_t>(batch());
     const DeviceArray<int32_t> nodes(size * static_cast<size_t>(max_depth + 1));
     const DeviceArray<int32_t> num_accepted(size), next_token(size);
@@ -493,7 +501,10 @@ void verdicts_equal_those_of_the_cpu() {
       {"spectr", {Proposal::kIid}, false},
       {"traversal", {Proposal::kIid, Proposal::kWithoutReplacement}, false},
       {"top_plus_one", {Proposal::kTopPlusOne}, false},
+      {"khisti", {Proposal::kIid}, false},
+      {"typical", {Proposal::kDeterministic, Proposal::kIid}, false},
   };
+  CHECK_EQUAL(static_cast<int64_t>(std::size(verifiers)), treespec::verifiers().size());
   const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   Random random(11);
   for (const auto& one : verifiers) {
@@ -515,12 +526,27 @@ void verdicts_equal_those_of_the_cpu() {
   }
 }
 
+/// More entries of a law than threads, and some that matter behind those of the program.
+void long_laws_take_part_in_tournaments() {
+  Random random(12);
+  int64_t accepted = 0;
+  for (int trial = 0; trial < 20; ++trial) {
+    test::set_order(trial % test::num_orders());
+    const int32_t support = trial == 0 ? 512 : 513 + pick(random, 1500);
+    Case here{"khisti", Proposal::kIid, 3000, support};
+    here.heavy = 12;
+    check_equal(Batch(random, here, 2, 12), accepted);
+  }
+  CHECK(accepted > 20);
+}
+
 /// Whatever is wrong with a visited row is said, and batch mates are not affected.
 void bad_rows_are_reported() {
   Random random(5);
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    for (const char* name : {"target_only", "recursive_rejection", "traversal"}) {
+    for (const char* name :
+         {"target_only", "recursive_rejection", "traversal", "khisti", "typical"}) {
       Batch batch(random, {name, Proposal::kIid, 5000, 10}, 3, 6);
       batch.logits().set(batch.row_of(1, 0), 4500, bad);
       const Batch::Result result = batch.on_device(kMaxDepth);
@@ -571,6 +597,8 @@ void wrong_arguments_are_refused() {
   CHECK(!refused("target_only"));
   CHECK(refused("traversal"));  // biased on a deterministic tree
   CHECK(refused("typical"));    // lossy
+  input.lossy = true;
+  CHECK(!refused("typical"));
   input.proposal = Proposal::kIid;
   CHECK(refused("traversal"));  // no law
   input.logits.num_rows = 5;
@@ -582,6 +610,7 @@ void wrong_arguments_are_refused() {
 int main() {
   if (!test::has_device()) return test::kSkipped;
   verdicts_equal_those_of_the_cpu();
+  long_laws_take_part_in_tournaments();
   bad_rows_are_reported();
   a_path_deeper_than_the_envelope_is_reported();
   wrong_arguments_are_refused();

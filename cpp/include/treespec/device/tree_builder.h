@@ -155,4 +155,27 @@ void grow_paths(Stream stream, const PathOptions& options, const RoundKey* key,
 void finish_paths(Stream stream, int32_t list_width, const BuildRequest& request, void* workspace,
                   const Trees& trees, const LawOutput& law);
 
+/// Builders `dyspec` (threshold 0, batched evaluation) and `dyspec_threshold`.
+struct SlotOptions {
+  int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
+  double threshold = 0.0;         ///< slots of a lower value are not drawn; < 0: 1 / node budget
+};
+
+/// As for shapes; the frontier needs room for max_nodes - 1. Always kWithoutReplacement. Equal to
+/// slot growth on the CPU without a calibration: value down, depth up, parent up, draw up. More
+/// than 4 * max_nodes nodes drawn on the way, or more slots of one value than the frontier or the
+/// last sort hold, are reported as kOutOfBounds.
+/// Source: Xiong et al., "DySpec", 2024, arXiv 2410.11744; the parallel form is ours.
+size_t slots_workspace_bytes(int32_t batch, int32_t max_nodes, int32_t list_width);
+void begin_slots(Stream stream, const SlotOptions& options, int32_t list_width,
+                 const BuildRequest& request, const Trees& trees, void* workspace,
+                 const Frontier& frontier, uint32_t* status);
+/// Two launches.
+void grow_slots(Stream stream, const SlotOptions& options, const RoundKey* key,
+                const ListSource& lists, const Trees& trees, void* workspace,
+                const Frontier& frontier, uint32_t* status);
+/// Three launches.
+void finish_slots(Stream stream, int32_t list_width, const BuildRequest& request, void* workspace,
+                  const Trees& trees, const LawOutput& law, uint32_t* status);
+
 }  // namespace treespec::device

@@ -56,6 +56,7 @@ struct VerifyInput {
   const uint64_t* seed = nullptr;         ///< [batch]
   const uint32_t* sequence_id = nullptr;  ///< [batch]
   const int32_t* position = nullptr;      ///< [batch]; of the root
+  bool lossy = false;                     ///< admit verifiers that change the text's distribution
 };
 
 /// What the rounds decided, in device memory; AcceptedPaths of kv_commit.h reads it.
@@ -76,7 +77,8 @@ size_t verify_workspace_bytes(std::string_view verifier, const VerifyInput& inpu
 /// bit. A launch reads all logits once and leaves sums of their blocks, another walks the trees:
 /// one block of threads per sequence, which looks at logits again only where a token is drawn, or
 /// where a row is truncated. Throws InvalidArgument for a verifier that would bias trees of this
-/// proposal, one that needs a law that is not there, a lossy one, and arguments out of range.
+/// proposal, one that needs a law that is not there, a lossy one that was not admitted, and
+/// arguments out of range.
 /// `status`: kNotANumber (NaN or +inf in a visited row), kEmptyRow, kBadTree (draws, tokens or law
 /// rows out of place), kOutOfBounds (a path deeper, or a law row longer, than the envelope). Draft
 /// rows are taken to be laws. Random draws consumed: those of the verifier on the CPU.
