@@ -81,7 +81,7 @@ setup(
     version=read_version(),
     packages=packages,
     package_dir=package_dir,
-    package_data={"treespec": ["py.typed", "*.pyi", "demo/**"]},
+    package_data={"treespec": ["py.typed", "_core/*.pyi", "demo/**"]},
     ext_modules=[Extension("treespec._core", sources=[])],
     cmdclass={"build_py": CleanBuildPy, "build_ext": CMakeBuild},
 )

@@ -80,7 +80,7 @@ def test_stubs_are_current():
         import update_stubs
     finally:
         sys.path.pop(0)
-    assert update_stubs.difference() == "", f"_core.pyi: {update_stubs.HOW_TO_UPDATE}"
+    assert update_stubs.difference() == "", f"_core: {update_stubs.HOW_TO_UPDATE}"
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=relative)

@@ -15,10 +15,11 @@ from tiny_trees import tokens
 import treespec
 from treespec import _core
 from treespec.builder_options import resolve_options
+from treespec.device import Trees
 from treespec.drafts.base import DraftSettings
 from treespec.growth import RoundKey, grow_trees
 from treespec.static.draft import StaticDrafter
-from treespec.static.ops import Trees, encode_options
+from treespec.static.ops import encode_options
 from treespec.static.plan import plan_draft
 from treespec.static.split_attention import SplitAttention
 from treespec.stats import Clock
@@ -120,11 +121,12 @@ def test_trees_are_those_of_the_step_by_step_drafter(
     drafter = StaticDrafter(model, plan, 64, 1.0, SplitAttention(64), CPU)
     kv = static_kv(model, [text[: int(n)] for text, n in zip(texts, length, strict=True)], 640)
     roots = torch.tensor([text[-1] for text in texts], dtype=torch.int32)
+    status = torch.zeros(5, dtype=torch.int32)
     for _ in range(2):  # a draft changes nothing that can be observed
         with torch.inference_mode():
-            lists = drafter.draft(kv, length, pending, num_pending, 640)
+            lists = drafter.draft(kv, length, pending, num_pending, 640, status)
         built = torch.ops.treespec.build_trees(
-            name, encode_options(resolved), budget, *lists, roots
+            name, encode_options(resolved), budget, *lists, roots, status
         )
         grown = Trees(*built)
         for b, tree in enumerate(grown_trees(model, builder, budget, texts)):
@@ -141,7 +143,8 @@ def test_a_smaller_vocabulary_drafts_what_it_knows() -> None:
     drafter = StaticDrafter(model, plan, 64, 1.0, SplitAttention(64), CPU)
     kv = static_kv(model, [[3, 4, 5]], 128)
     one = torch.ones(1, dtype=torch.int32)
+    pending = torch.tensor([[63, 0, 0]], dtype=torch.int32)
     with torch.inference_mode():  # id 63 is the target's alone
-        lists = drafter.draft(kv, 3 * one, torch.tensor([[63, 0, 0]], dtype=torch.int32), one, 128)
+        lists = drafter.draft(kv, 3 * one, pending, one, 128, 0 * one)
     assert lists.token.max() < 32
     assert (lists.logprob[0, 0, 0, 32:] == -torch.inf).all()

@@ -32,7 +32,7 @@ pytestmark = [
 CUDA = torch.device("cuda")
 ROWS, CAPACITY = 11, 512
 needs_device_functions = pytest.mark.skipif(
-    not hasattr(_core, "device"), reason="the extension was built without CUDA"
+    not _core.cuda_built(), reason="the extension was built without CUDA"
 )
 
 

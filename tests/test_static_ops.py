@@ -8,22 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda import FakeCuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import treespec
 from treespec import _core
+from treespec.device import Trees, Verdicts
 from treespec.static import cuda_ops, ops
-from treespec.static.ops import CandidateLists, Trees, Verdicts
+from treespec.static.ops import CandidateLists
 
 BATCH, LEVELS, LISTS, WIDTH, VOCAB, BUDGET = 3, 3, 4, 4, 40, 9
 OPS = torch.ops.treespec
 
 
+def no_status(batch: int = BATCH) -> torch.Tensor:
+    return torch.zeros(batch, dtype=torch.int32)
+
+
 def candidate_lists(rng: np.random.Generator) -> CandidateLists:
     """Lists whose candidate k of list r goes on with list k, ranked as the ops rank them."""
     logits = torch.from_numpy(rng.normal(size=(BATCH * LEVELS, LISTS, VOCAB)))
-    token, logprob = OPS.rank_candidates(logits, VOCAB, WIDTH, 1.0)
+    token, logprob = OPS.rank_candidates(logits, VOCAB, WIDTH, 1.0, no_status(9))
     shape = (BATCH, LEVELS, LISTS, WIDTH)
     follow = torch.arange(WIDTH, dtype=torch.int32).expand(shape).contiguous()
     return CandidateLists(token.view(shape), logprob.view(shape), follow)
@@ -35,7 +39,7 @@ def roots() -> torch.Tensor:
 
 def trees(lists: CandidateLists, builder: str = "opt_tree", **options: Any) -> Trees:
     text = ops.encode_options(options)
-    return Trees(*OPS.build_trees(builder, text, BUDGET, *lists, roots()))
+    return Trees(*OPS.build_trees(builder, text, BUDGET, *lists, roots(), no_status()))
 
 
 def verify_arguments(rng: np.random.Generator, grown: Trees, temperature: float) -> list[Any]:
@@ -47,18 +51,18 @@ def verify_arguments(rng: np.random.Generator, grown: Trees, temperature: float)
     params = torch.tensor([[temperature, 0, 0.9, 0, 1.3, 0, 0]] * BATCH, dtype=torch.float64)
     seed = torch.tensor([1, -1, 3])
     keys = [torch.tensor([2, 2, 4], dtype=torch.int32), params, seed, torch.arange(BATCH)]
-    return [LEVELS, rows, *grown[:4], history, prefix, *keys]
+    return [LEVELS, rows, *grown[:4], *grown[5:], history, prefix, *keys, no_status()]
 
 
 def test_ranks_are_those_of_the_core(rng: np.random.Generator) -> None:
     logits = torch.from_numpy(rng.normal(size=(2, 3, 10)))
     logits[0, 0, 4] = logits[0, 0, 2] = 9.0  # a tie: the lower id first
-    token, logprob = OPS.rank_candidates(logits, 8, 5, 0.7)
+    token, logprob = OPS.rank_candidates(logits, 8, 5, 0.7, no_status(2))
     law = torch.log_softmax(logits[..., :8] / 0.7, -1)
     best = torch.sort(law, dim=-1, descending=True, stable=True)
     assert torch.equal(token.long(), best.indices[..., :5])
     assert torch.allclose(logprob.double(), best.values[..., :5], rtol=0, atol=1e-5)
-    token, logprob = OPS.rank_candidates(logits, 8, 20, 0.7)
+    token, logprob = OPS.rank_candidates(logits, 8, 20, 0.7, no_status(2))
     assert token.shape == (2, 3, 20)
     assert (logprob[..., 8:] == -torch.inf).all() and not token[..., 8:].any()
 
@@ -87,7 +91,9 @@ def test_trees_are_those_of_the_core(
 def test_masks_are_those_of_the_core(rng: np.random.Generator) -> None:
     grown = trees(candidate_lists(rng), "chain", max_depth=2)
     prefix = torch.tensor([0, 5, 70], dtype=torch.int32)
-    bits, positions = OPS.mask_trees(grown.num_nodes, grown.parent, grown.depth, prefix)
+    bits, positions = OPS.mask_trees(
+        grown.num_nodes, grown.parent, grown.depth, prefix, no_status()
+    )
     for b in range(BATCH):
         n = int(grown.num_nodes[b])
         expected = [1 << i for i in range(BUDGET + 1)]
@@ -101,7 +107,7 @@ def test_verdicts_are_those_of_the_core(rng: np.random.Generator, verifier: str)
     grown = trees(candidate_lists(rng))
     temperature = 0.0 if verifier == "greedy" else 0.8
     arguments = verify_arguments(rng, grown, temperature)
-    rows, history, prefix = arguments[1], arguments[6], arguments[7]
+    rows, history, prefix = arguments[1], arguments[8], arguments[9]
     for b in range(BATCH):  # so that something is accepted
         rows[b, 0, grown.token[b, 1]] = 20.0
     verdicts = Verdicts(*OPS.verify_trees(verifier, *arguments))
@@ -115,17 +121,16 @@ def test_verdicts_are_those_of_the_core(rng: np.random.Generator, verifier: str)
             sampling=sampling,
             verifier=verifier,
             prefix_ids=history[b, : position + 1].numpy(),
-            prompt_length=int(arguments[8][b]),
+            prompt_length=int(arguments[10][b]),
             seed=seed,
             sequence_id=b,
             position=position,
         )
         path = [0, *expected.accepted_nodes]
         assert len(path) > 1
-        assert verdicts.path[b].tolist() == path + [-1] * (LEVELS + 1 - len(path))
+        assert verdicts.nodes[b].tolist() == path + [-1] * (LEVELS + 1 - len(path))
         assert verdicts.num_accepted[b] == expected.num_accepted
         assert verdicts.next_token[b] == expected.next_token
-        assert verdicts.status[b] == 0
 
 
 def test_commits_keep_paths_and_leave_the_others() -> None:
@@ -133,7 +138,7 @@ def test_commits_keep_paths_and_leave_the_others() -> None:
     before = [buffer.clone() for buffer in buffers]
     prefix = torch.tensor([4, 1], dtype=torch.int32)
     path = torch.tensor([[0, 2, 5], [0, 3, -1]], dtype=torch.int32)
-    OPS.commit_kv(buffers, prefix, path, torch.tensor([3, 0], dtype=torch.int32))
+    OPS.commit_kv(buffers, prefix, path, torch.tensor([3, 0], dtype=torch.int32), no_status(2))
     for buffer, old in zip(buffers, before, strict=True):
         assert torch.equal(buffer[0, :, 4:7], old[0, :, [4, 6, 9]])
         assert torch.equal(buffer[1], old[1])
@@ -146,11 +151,11 @@ def test_the_ops_follow_the_rules_of_torch(rng: np.random.Generator) -> None:
     path = torch.tensor([[0, 2]] * BATCH, dtype=torch.int32)
     buffers = [torch.randn(BATCH, 2, 8, 4)]
     samples = [
-        (ops.rank_candidates, (torch.zeros(2, 3, 10), 8, 4, 1.0)),
-        (ops.build_trees, ("opt_tree", "{}", BUDGET, *lists, roots())),
-        (ops.mask_trees, (grown.num_nodes, grown.parent, grown.depth, prefix)),
+        (ops.rank_candidates, (torch.zeros(2, 3, 10), 8, 4, 1.0, no_status(2))),
+        (ops.build_trees, ("opt_tree", "{}", BUDGET, *lists, roots(), no_status())),
+        (ops.mask_trees, (grown.num_nodes, grown.parent, grown.depth, prefix, no_status())),
         (ops.verify_trees, ("greedy", *verify_arguments(rng, grown, 0.0))),
-        (ops.commit_kv, (buffers, prefix, path, prefix + 2)),
+        (ops.commit_kv, (buffers, prefix, path, prefix + 2, no_status())),
     ]
     for op, arguments in samples:
         torch.library.opcheck(op, arguments)
@@ -161,11 +166,13 @@ def test_a_program_of_all_ops_compiles_into_one_graph(rng: np.random.Generator) 
     buffers = [torch.randn(BATCH, 2, 20, 4)]
 
     def program(lists: CandidateLists, rest: list[Any], kv: list[torch.Tensor]) -> Any:
-        grown = Trees(*OPS.build_trees("opt_tree", "{}", BUDGET, *lists, roots()))
-        prefix = rest[7]
-        mask = OPS.mask_trees(grown.num_nodes, grown.parent, grown.depth, prefix)
-        verdicts = Verdicts(*OPS.verify_trees("greedy", *rest[:2], *grown[:4], *rest[6:]))
-        OPS.commit_kv(kv, prefix, verdicts.path, verdicts.num_accepted + 1)
+        grown = Trees(*OPS.build_trees("opt_tree", "{}", BUDGET, *lists, roots(), no_status()))
+        prefix = rest[9]
+        mask = OPS.mask_trees(grown.num_nodes, grown.parent, grown.depth, prefix, no_status())
+        verdicts = Verdicts(
+            *OPS.verify_trees("greedy", *rest[:2], *grown[:4], *grown[5:], *rest[8:])
+        )
+        OPS.commit_kv(kv, prefix, verdicts.nodes, verdicts.num_accepted + 1, no_status())
         return grown, mask, verdicts
 
     rest = verify_arguments(rng, trees(lists), 0.0)
@@ -178,49 +185,17 @@ def test_a_program_of_all_ops_compiles_into_one_graph(rng: np.random.Generator) 
 
 
 def test_cuda_tensors_need_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(_core, "device", raising=False)
+    monkeypatch.setattr(_core, "cuda_built", lambda: False)
     with pytest.raises(NotImplementedError, match="CUDA tensors need a build with CUDA"):
-        cuda_ops.require_device_functions()
+        cuda_ops.require_cuda()
     for name in ("rank_candidates", "build_trees", "mask_trees", "verify_trees", "commit_kv"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"treespec::{name}", "CUDA")
 
 
-def test_device_functions_get_the_stream_the_inputs_and_the_outputs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls: list[Any] = []
-
-    class Device:
-        rank_candidates = staticmethod(lambda *arguments: calls.append(arguments))
-        commit_kv = rank_candidates
-
-    FakeCuda(monkeypatch, lambda: None)
-    monkeypatch.setattr(_core, "device", Device, raising=False)
-    inputs = (torch.zeros(2, 3, 10), 8, 4, 1.0)
-    outputs = cuda_ops.run_on_device("rank_candidates", inputs, ops.empty_candidates)
-    assert [output.shape for output in outputs] == [(2, 3, 4)] * 2
-    counts = torch.zeros(2, dtype=torch.int32)
-    nothing = ([torch.zeros(2, 1, 4, 8)], counts, counts[:, None], counts)
-    assert cuda_ops.run_on_device("commit_kv", nothing, lambda *_: ()) is None
-    expected = [(77, *inputs, *outputs), (77, *nothing)]
-    assert [[id(value) for value in call[1:]] for call in calls] == [
-        [id(value) for value in call[1:]] for call in expected
-    ]
-    assert [call[0] for call in calls] == [77, 77]
-
-
 def test_on_fake_cuda_tensors_outputs_are_on_the_device() -> None:
     with FakeTensorMode():
-        token, logprob = OPS.rank_candidates(torch.empty(2, 3, 10, device="cuda"), 8, 4, 1.0)
+        logits = torch.empty(2, 3, 10, device="cuda")
+        status = torch.zeros(2, dtype=torch.int32, device="cuda")
+        token, logprob = OPS.rank_candidates(logits, 8, 4, 1.0, status)
     assert token.device.type == logprob.device.type == "cuda"
     assert (token.shape, token.dtype, logprob.dtype) == ((2, 3, 4), torch.int32, torch.float32)
-
-
-def test_a_status_names_the_sequence_and_the_reason() -> None:
-    ops.check_status([0, 0])
-    with pytest.raises(ValueError, match=r"sequence 1 of the batch: a row holds NaN or \+inf"):
-        ops.check_status([0, 1])
-    with pytest.raises(ValueError, match="no token that may be drawn; a tree is broken"):
-        ops.check_status([6])
-    with pytest.raises(ValueError, match="unknown status 64"):
-        ops.check_status([64])

@@ -269,5 +269,5 @@ def test_results_say_what_was_emitted() -> None:
     assert accepted > 3
     results = np.zeros_like(results)
     results[1, 2] = 1
-    with pytest.raises(ValueError, match="sequence 1 of the batch: a row holds NaN"):
+    with pytest.raises(ValueError, match="sequence 1 of the batch: NaN"):
         state.check_results(results)

@@ -58,20 +58,24 @@ BorrowedArray borrow_sequence(const py::object& values, const char* name) {
   return out;
 }
 
+/// Stream -1 asks the owner of device memory not to order streams, which a capture would record.
+py::object export_dlpack(const py::object& array) {
+  const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
+  if (device[0].cast<int32_t>() == kCpu) return array.attr("__dlpack__")();
+  return array.attr("__dlpack__")(py::arg("stream") = -1);
+}
+
 BorrowedArray borrow_dlpack(const py::object& array, const char* name) {
   // torch refuses to export a tensor that requires gradients; its detached twin shares the memory.
   const py::object plain = py::hasattr(array, "detach") ? array.attr("detach")() : array;
-  const py::object owner = plain.attr("__dlpack__")();  // frees the tensor view when it dies
+  const py::object owner = export_dlpack(plain);  // frees the tensor view when it dies
   const auto capsule = py::reinterpret_borrow<py::capsule>(owner);
   TREESPEC_CHECK(std::string_view(capsule.name()) == "dltensor", name,
                  ": must export an unversioned DLPack capsule");
   const auto* tensor = static_cast<const DLTensor*>(capsule.get_pointer());
-  if (tensor->device.type != kCpu) {
-    throw Unsupported(detail::message(
-        name, ": must be in host memory, got a device array; CUDA arrays need the CUDA runtime"));
-  }
   BorrowedArray out;
   out.owner = owner;
+  out.device_type = tensor->device.type;
   out.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
   out.is_float = tensor->dtype.code == kFloatCode || tensor->dtype.code == kBFloatCode;
   out.is_bfloat = tensor->dtype.code == kBFloatCode;
@@ -93,7 +97,23 @@ std::string BorrowedArray::shape_text() const {
   return text + "]";
 }
 
+bool BorrowedArray::is_contiguous() const {
+  int64_t step = 1;
+  for (size_t d = shape.size(); d-- > 0; step *= shape[d]) {
+    if (shape[d] == 0) return true;
+    if (shape[d] > 1 && stride[d] != step) return false;
+  }
+  return true;
+}
+
 BorrowedArray borrow(const py::object& array, const char* name) {
+  BorrowedArray out = borrow_anywhere(array, name);
+  if (out.device_type == kCpu) return out;
+  throw Unsupported(detail::message(
+      name, ": must be in host memory, got a device array; treespec.device has ops for those"));
+}
+
+BorrowedArray borrow_anywhere(const py::object& array, const char* name) {
   if (py::isinstance<py::array>(array)) return borrow_numpy(py::cast<py::array>(array), name);
   if (py::hasattr(array, "__dlpack__")) return borrow_dlpack(array, name);
   if (py::isinstance<py::sequence>(array)) return borrow_sequence(array, name);

@@ -16,9 +16,10 @@ namespace treespec::python {
 
 namespace py = pybind11;
 
-/// A strided array in host memory; keeps its owner alive.
+/// A strided array; keeps its owner alive.
 struct BorrowedArray {
   py::object owner;
+  int32_t device_type = 1;  ///< DLDeviceType; 1 is host memory
   void* data = nullptr;
   bool writeable = true;
   bool is_float = false;
@@ -27,6 +28,8 @@ struct BorrowedArray {
   std::vector<int64_t> shape, stride;  // stride in elements
 
   int64_t ndim() const { return static_cast<int64_t>(shape.size()); }
+  /// Whether the elements follow one another, the last axis fastest.
+  bool is_contiguous() const;
   /// "[3, 4]", for messages.
   std::string shape_text() const;
 };
@@ -34,6 +37,8 @@ struct BorrowedArray {
 /// Borrows; `name` words the errors. Throws TypeError for what is no array, Unsupported for memory
 /// that is not the host's.
 BorrowedArray borrow(const py::object& array, const char* name);
+/// The same for memory of any device. Orders no streams: the caller's is the one its array is on.
+BorrowedArray borrow_anywhere(const py::object& array, const char* name);
 
 /// The element type of a floating array; throws InvalidArgument for integers.
 DType float_dtype(const BorrowedArray& array, const char* name);

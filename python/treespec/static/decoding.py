@@ -275,7 +275,7 @@ def _common_device(target: Any, drafter: Any) -> torch.device:
         )
     device: torch.device = devices.pop()
     if device.type == "cuda":
-        cuda_ops.require_device_functions()
+        cuda_ops.require_cuda()
     return device
 
 

@@ -13,6 +13,8 @@ from treespec.static.ops import CandidateLists
 from treespec.static.plan import DraftPlan
 from treespec.static.runner import StaticRunner
 
+OPS = torch.ops.treespec
+
 
 class StaticDrafter:
     """Drafts for a batch with all lengths on the device.
@@ -64,6 +66,7 @@ class StaticDrafter:
         pending: torch.Tensor,
         num_pending: torch.Tensor,
         envelope: int,
+        status: torch.Tensor,
     ) -> CandidateLists:
         """Compute the tokens since the last round and the lists of all levels.
 
@@ -82,10 +85,12 @@ class StaticDrafter:
             ``[B]`` int32, at least 1: how many they are.
         envelope
             KV rows that are looked at.
+        status
+            ``[B]``: what is wrong with the logits.
         """
         logits = self._catch_up(kv, length, pending, envelope)
         last = (num_pending.long() - 1)[:, None, None].expand(-1, 1, logits.shape[-1])
-        levels = [self._rank(logits.gather(1, last))]
+        levels = [self._rank(logits.gather(1, last), status)]
         follow: list[torch.Tensor] = []
         prefix = length + num_pending
         score = levels[0][1].new_zeros(len(length), 1)
@@ -100,7 +105,7 @@ class StaticDrafter:
             mask = self._level_mask(prefix, bits, first_slot + width, envelope)
             frontier = token.flatten(1).gather(1, chosen)
             logits = self._runner.forward(kv, frontier, mask, first_slot)
-            levels.append(self._rank(logits))
+            levels.append(self._rank(logits, status))
             first_slot += width
         follow.append(torch.full_like(levels[-1][0], -1))
         return self._padded(levels, follow)
@@ -116,9 +121,11 @@ class StaticDrafter:
             kv, pending, RowMask(length, bits, positions, positions, envelope)
         )
 
-    def _rank(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ranked: tuple[torch.Tensor, torch.Tensor] = torch.ops.treespec.rank_candidates(
-            logits, self.vocab_size, self.plan.num_candidates, self.temperature
+    def _rank(
+        self, logits: torch.Tensor, status: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ranked: tuple[torch.Tensor, torch.Tensor] = OPS.rank_candidates(
+            logits, self.vocab_size, self.plan.num_candidates, self.temperature, status
         )
         return ranked
 

@@ -2,8 +2,10 @@
 """The steps of a round as torch custom ops over batches of fixed size: ``torch.ops.treespec.*``.
 
 Build, mask, verify and commit work on padded arrays, with all lengths in tensors. On CPU tensors
-they run the native core, on CUDA tensors its device functions (`treespec.static.cuda_ops`). Each
-has a fake implementation, so that programs that call it can be traced and compiled.
+they run the native core, on CUDA tensors `treespec.device` (`treespec.static.cuda_ops`). Each has a
+fake implementation, so that programs that call it can be traced and compiled. What a device finds
+wrong with its data goes to `status`, ``[B]``, which `treespec.device.check_status` reads; a CPU
+raises at once.
 
 Letters in shapes: B sequences; M nodes, root included; D levels of R candidate lists of K each;
 C = largest depth + 1. All integers are int32 unless another type is named.
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from treespec import _core
+from treespec.device.trees import Trees
 
 # Columns of `params` of `verify_trees`, float64.
 PARAM_NAMES = (
@@ -31,12 +34,6 @@ PARAM_NAMES = (
     "presence_penalty",
     "frequency_penalty",
 )
-
-_STATUS_TEXTS = {
-    1: "a row holds NaN or +inf",
-    2: "a row holds no token that may be drawn",
-    4: "a tree is broken",
-}
 
 
 class CandidateLists(NamedTuple):
@@ -56,63 +53,6 @@ class CandidateLists(NamedTuple):
     next: torch.Tensor
 
 
-class Trees(NamedTuple):
-    """Trees of a batch in a fixed envelope, `treespec::device::Trees` of the native core.
-
-    Attributes
-    ----------
-    num_nodes
-        ``[B]``; the root is node 0.
-    token, parent, depth, path_logprob
-        ``[B, M]``, the last float32. Padding nodes have token 0, parent -1, depth 0 and score 0.
-    """
-
-    num_nodes: torch.Tensor
-    token: torch.Tensor
-    parent: torch.Tensor
-    depth: torch.Tensor
-    path_logprob: torch.Tensor
-
-
-class Verdicts(NamedTuple):
-    """What a round has decided.
-
-    Attributes
-    ----------
-    path
-        ``[B, C]``: the root, the accepted nodes, and -1.
-    num_accepted, next_token
-        ``[B]``; the root is not counted.
-    status
-        ``[B]``: 0, or bits that `check_status` knows.
-    """
-
-    path: torch.Tensor
-    num_accepted: torch.Tensor
-    next_token: torch.Tensor
-    status: torch.Tensor
-
-
-def check_status(status: Sequence[int]) -> None:
-    """Raise for what a device found in its data.
-
-    Parameters
-    ----------
-    status
-        Per sequence the status word of a round.
-
-    Raises
-    ------
-    ValueError
-        With the first sequence that is not in order, and why.
-    """
-    for sequence, word in enumerate(status):
-        texts = [text for bit, text in _STATUS_TEXTS.items() if word & bit]
-        if word:
-            reason = "; ".join(texts) or f"unknown status {word}"
-            raise ValueError(f"round: sequence {sequence} of the batch: {reason}")
-
-
 def encode_options(options: Mapping[str, Any]) -> str:
     """Resolved builder options (`resolve_options`) as the text that `build_trees` takes."""
     return json.dumps(dict(options), sort_keys=True)
@@ -129,6 +69,23 @@ def _row_params(values: tuple[float, ...]) -> _core.RowParams:
     return _core.RowParams(**{**named, "top_k": int(named["top_k"])})
 
 
+TreeArrays = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]
+
+
+def _arrays(trees: Trees) -> TreeArrays:
+    """Trees as an op returns them: a plain tuple, without None."""
+    arrays: Any = tuple(trees)
+    return arrays
+
+
 def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return like.new_empty(shape, dtype=torch.int32)
 
@@ -138,7 +95,7 @@ def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
 
 
 def empty_candidates(
-    logits: torch.Tensor, vocab_size: int, width: int, temperature: float
+    logits: torch.Tensor, vocab_size: int, width: int, temperature: float, status: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of `rank_candidates`."""
     shape = (*logits.shape[:2], width)
@@ -147,12 +104,9 @@ def empty_candidates(
 
 def empty_trees(
     builder: str, options: str, node_budget: int, token: torch.Tensor, *rest: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> TreeArrays:
     """Outputs of `build_trees`."""
-    batch, nodes = token.shape[0], node_budget + 1
-    token, parent, depth = (_int32(token, batch, nodes) for _ in range(3))
-    score = token.new_empty((batch, nodes), dtype=torch.float32)
-    return _int32(token, batch), token, parent, depth, score
+    return _arrays(Trees.empty(token.shape[0], node_budget + 1, token.device))
 
 
 def empty_mask(
@@ -165,26 +119,25 @@ def empty_mask(
 
 def empty_verdicts(
     verifier: str, max_depth: int, logits: torch.Tensor, *rest: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Outputs of `verify_trees`."""
     batch = logits.shape[0]
-    num_accepted, next_token, status = (_int32(logits, batch) for _ in range(3))
-    return _int32(logits, batch, max_depth + 1), num_accepted, next_token, status
+    return _int32(logits, batch, max_depth + 1), _int32(logits, batch), _int32(logits, batch)
 
 
 # --- the ops and their kernels over the native core -----------------------------------------------
 
 
-@torch.library.custom_op("treespec::rank_candidates", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("treespec::rank_candidates", mutates_args=("status",), device_types="cpu")
 def rank_candidates(
-    logits: torch.Tensor, vocab_size: int, width: int, temperature: float
+    logits: torch.Tensor, vocab_size: int, width: int, temperature: float, status: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest tokens of each row of a drafter.
 
     Parameters
     ----------
     logits
-        ``[B, R, V_draft]`` float16, bfloat16, float32 or float64.
+        ``[B, R, V_draft]`` float16, bfloat16, float32 or, on a CPU, float64.
     vocab_size
         V of the target; columns beyond it take no part.
     width
@@ -198,7 +151,7 @@ def rank_candidates(
         ``[B, R, K]`` int32 and float32, ranked; ties fall to the lower id.
     """
     batch, rows, draft_vocab = logits.shape
-    token, logprob = empty_candidates(logits, vocab_size, width, temperature)
+    token, logprob = empty_candidates(logits, vocab_size, width, temperature, status)
     columns = min(vocab_size, draft_vocab)
     flat = logits[..., :columns].reshape(batch * rows, columns)
     best = _core.Marginals.from_logits(flat, min(width, columns), temperature=temperature)
@@ -209,7 +162,7 @@ def rank_candidates(
     return token, logprob
 
 
-@torch.library.custom_op("treespec::build_trees", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("treespec::build_trees", mutates_args=("status",), device_types="cpu")
 def build_trees(
     builder: str,
     options: str,
@@ -218,7 +171,16 @@ def build_trees(
     logprob: torch.Tensor,
     next: torch.Tensor,
     root: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    status: torch.Tensor,
+) -> tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]:
     """Build one deterministic tree per sequence; takes no random numbers.
 
     Parameters
@@ -234,35 +196,31 @@ def build_trees(
 
     Returns
     -------
-    num_nodes, token, parent, depth, path_logprob
-        The arrays of `Trees`, in pop order.
+    num_nodes, token, parent, depth, path_logprob, draw_offset, draw
+        The arrays of `treespec.device.Trees`, in pop order.
     """
-    out = Trees(*empty_trees(builder, options, node_budget, token))
-    for padding, fill in zip(out[1:], (0, -1, 0, 0), strict=True):
-        padding.fill_(fill)
+    grown = []
     for b in range(len(root)):
         source = _core.Transitions(token[b].numpy(), logprob[b].numpy(), next[b].numpy())
         tree = _builder(builder, options).build(source, node_budget, root_token=int(root[b]))
-        out.num_nodes[b] = tree.num_nodes
-        arrays = (tree.token, tree.parent, tree.depth, tree.path_logprob)
-        for column, array in zip(out[1:], arrays, strict=True):
-            column[b, : tree.num_nodes] = torch.from_numpy(array)
-    return tuple(out)
+        grown.append(tree)
+    return _arrays(Trees.pack(grown, node_budget + 1, "cpu"))
 
 
-@torch.library.custom_op("treespec::mask_trees", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("treespec::mask_trees", mutates_args=("status",), device_types="cpu")
 def mask_trees(
     num_nodes: torch.Tensor,
     parent: torch.Tensor,
     depth: torch.Tensor,
     prefix_length: torch.Tensor,
+    status: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ancestor bits and positions of trees.
 
     Parameters
     ----------
     num_nodes, parent, depth
-        Of `Trees`.
+        Of `treespec.device.Trees`.
     prefix_length
         ``[B]``: the root's absolute position.
 
@@ -287,7 +245,7 @@ def mask_trees(
     return bits, positions
 
 
-@torch.library.custom_op("treespec::verify_trees", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("treespec::verify_trees", mutates_args=("status",), device_types="cpu")
 def verify_trees(
     verifier: str,
     max_depth: int,
@@ -296,13 +254,16 @@ def verify_trees(
     token: torch.Tensor,
     parent: torch.Tensor,
     depth: torch.Tensor,
+    draw_offset: torch.Tensor,
+    draw: torch.Tensor,
     history: torch.Tensor,
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
     params: torch.Tensor,
     seed: torch.Tensor,
     sequence_id: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    status: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keep the longest path the target itself could have produced, and draw one more token.
 
     Parameters
@@ -312,10 +273,10 @@ def verify_trees(
     max_depth
         C - 1.
     logits
-        ``[B, M, V]``, float16, bfloat16, float32 or float64; rows are processed when the walk
-        visits them.
-    num_nodes, token, parent, depth
-        Of `Trees`.
+        ``[B, M, V]``, float16, bfloat16, float32 or, on a CPU, float64; rows are processed when
+        the walk visits them.
+    num_nodes, token, parent, depth, draw_offset, draw
+        Of `treespec.device.Trees`.
     history
         ``[B, T]``: committed tokens; sequence b has ``prefix_length[b] + 1``, the root last.
     prefix_length
@@ -329,17 +290,11 @@ def verify_trees(
 
     Returns
     -------
-    path, num_accepted, next_token, status
-        The arrays of `Verdicts`.
-
-    Raises
-    ------
-    ValueError
-        On a CPU at once, for NaN and for rows without tokens; on a device the status says it.
+    path, num_accepted, next_token
+        The arrays of `treespec.device.Verdicts`.
     """
-    out = Verdicts(*empty_verdicts(verifier, max_depth, logits))
-    out.path.fill_(-1)
-    out.status.zero_()
+    path, num_accepted, next_token = empty_verdicts(verifier, max_depth, logits)
+    path.fill_(-1)
     for b in range(len(num_nodes)):
         count = int(num_nodes[b])
         tree = _core.TokenTree(token[b, :count].numpy(), parent=parent[b, :count].numpy())
@@ -358,17 +313,20 @@ def verify_trees(
             position,
         )
         nodes = [0, *verdict.accepted_nodes.tolist()]
-        out.path[b, : len(nodes)] = torch.tensor(nodes)
-        out.num_accepted[b], out.next_token[b] = verdict.num_accepted, verdict.next_token
-    return tuple(out)
+        path[b, : len(nodes)] = torch.tensor(nodes)
+        num_accepted[b], next_token[b] = verdict.num_accepted, verdict.next_token
+    return path, num_accepted, next_token
 
 
-@torch.library.custom_op("treespec::commit_kv", mutates_args=("buffers",), device_types="cpu")
+@torch.library.custom_op(
+    "treespec::commit_kv", mutates_args=("buffers", "status"), device_types="cpu"
+)
 def commit_kv(
     buffers: Sequence[torch.Tensor],
     prefix_length: torch.Tensor,
     path: torch.Tensor,
     count: torch.Tensor,
+    status: torch.Tensor,
 ) -> None:
     """Keep the KV rows of the accepted paths, in place.
 
@@ -394,4 +352,4 @@ rank_candidates.register_fake(empty_candidates)
 build_trees.register_fake(empty_trees)
 mask_trees.register_fake(empty_mask)
 verify_trees.register_fake(empty_verdicts)
-commit_kv.register_fake(lambda buffers, prefix_length, path, count: None)
+commit_kv.register_fake(lambda buffers, prefix_length, path, count, status: None)

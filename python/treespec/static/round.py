@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from treespec.device import Trees, Verdicts, check_status
 from treespec.static.attention import RowMask
 from treespec.static.draft import StaticDrafter
 from treespec.static.kv import StaticKv
-from treespec.static.ops import Trees, Verdicts, check_status
 from treespec.static.runner import StaticRunner
 
 OPS = torch.ops.treespec
@@ -179,7 +179,7 @@ class RoundState:
     @staticmethod
     def check_results(results: npt.NDArray[np.int32]) -> None:
         """Raise ValueError for what the device has found in its data (`check_status`)."""
-        check_status(results[:, 2].tolist())
+        check_status(results[:, 2])
 
 
 @torch.inference_mode()
@@ -194,26 +194,32 @@ def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: 
         KV rows that the models look at: at least every active sequence's tokens and
         `RoundRecipe.spare_rows`.
     """
+    status = torch.zeros_like(state.active)
     lists = recipe.drafter.draft(
-        state.draft_kv, state.draft_length, state.pending, state.num_pending, envelope
+        state.draft_kv, state.draft_length, state.pending, state.num_pending, envelope, status
     )
     root = state.history.gather(1, state.prefix_length.long()[:, None]).squeeze(1)
     trees = Trees(
-        *OPS.build_trees(recipe.builder, recipe.options, recipe.node_budget, *lists, root)
+        *OPS.build_trees(recipe.builder, recipe.options, recipe.node_budget, *lists, root, status)
     )
     bits, positions = OPS.mask_trees(
-        trees.num_nodes, trees.parent, trees.depth, state.prefix_length
+        trees.num_nodes, trees.parent, trees.depth, state.prefix_length, status
     )
     mask = RowMask(state.prefix_length, bits, positions, positions, envelope)
     logits = recipe.target.forward(state.target_kv, trees.token, mask)
-    verdicts = Verdicts(*_verify(recipe, verifier, state, trees, logits))
-    _commit(state, trees, verdicts)
+    verdicts = _verify(recipe, verifier, state, trees, logits, status)
+    _commit(state, trees, verdicts, status)
 
 
 def _verify(
-    recipe: RoundRecipe, verifier: str, state: RoundState, trees: Trees, logits: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    verdicts: tuple[torch.Tensor, ...] = OPS.verify_trees(
+    recipe: RoundRecipe,
+    verifier: str,
+    state: RoundState,
+    trees: Trees,
+    logits: torch.Tensor,
+    status: torch.Tensor,
+) -> Verdicts:
+    verdicts = OPS.verify_trees(
         verifier,
         recipe.max_tokens - 1,
         logits,
@@ -221,20 +227,23 @@ def _verify(
         trees.token,
         trees.parent,
         trees.depth,
+        trees.draw_offset,
+        trees.draw,
         state.history,
         state.prefix_length,
         state.prompt_length,
         state.params,
         state.seed,
         state.sequence_id,
+        status,
     )
-    return verdicts
+    return Verdicts(*verdicts)
 
 
-def _commit(state: RoundState, trees: Trees, verdicts: Verdicts) -> None:
+def _commit(state: RoundState, trees: Trees, verdicts: Verdicts, status: torch.Tensor) -> None:
     """Keep the accepted rows, append the tokens, and say what happened."""
     count = (verdicts.num_accepted + 1) * state.active
-    OPS.commit_kv(state.target_kv.buffers, state.prefix_length, verdicts.path, count)
+    OPS.commit_kv(state.target_kv.buffers, state.prefix_length, verdicts.nodes, count, status)
     tokens = _emitted(trees, verdicts)
     steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     places = state.prefix_length.long()[:, None] + steps
@@ -244,13 +253,14 @@ def _commit(state: RoundState, trees: Trees, verdicts: Verdicts) -> None:
     state.pending.copy_(torch.where(active[:, None], tokens, state.pending))
     state.num_pending.copy_(torch.where(active, count, state.num_pending))
     state.prefix_length.add_(count)
-    status = verdicts.status * state.active  # what ran along without being used cannot fail
-    heads = torch.stack([trees.num_nodes, verdicts.num_accepted, status], 1)
-    state.results.copy_(torch.cat([heads, verdicts.path, tokens, trees.parent], 1))
+    used = status * state.active  # what ran along without being used cannot fail
+    heads = torch.stack([trees.num_nodes, verdicts.num_accepted, used], 1)
+    state.results.copy_(torch.cat([heads, verdicts.nodes, tokens, trees.parent], 1))
 
 
 def _emitted(trees: Trees, verdicts: Verdicts) -> torch.Tensor:
     """``[B, C]``: tokens of the accepted nodes, then the next token, then anything."""
-    below = torch.nn.functional.pad(verdicts.path[:, 1:], (0, 1), value=-1).long()
+    below = torch.nn.functional.pad(verdicts.nodes[:, 1:], (0, 1), value=-1).long()
     tokens = trees.token.gather(1, below.clamp(min=0))
-    return tokens.scatter(1, verdicts.num_accepted.long()[:, None], verdicts.next_token[:, None])
+    last = verdicts.num_accepted.clamp(min=0).long()  # -1: a sequence whose status is set
+    return tokens.scatter(1, last[:, None], verdicts.next_token[:, None])

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops.h"
+#include "structs.h"
+#include "treespec/device/candidates.h"
+
+namespace treespec::python::device_ops {
+namespace {
+
+void rank_candidates(uintptr_t stream, const py::object& logits, double temperature,
+                     const py::object& workspace, const py::object& lists, const py::object& status,
+                     const py::object& num_rows) {
+  DeviceCall call("rank_candidates");
+  const RowsView rows = rows_of(call, logits, "BRV");
+  const device::LogitRows from{rows, call.size('R'),
+                               call.optional<const int32_t>("num_rows", num_rows, "B")};
+  device::CandidateLists to;
+  to.token = call.field<int32_t>("lists", lists, "token", "BRK");
+  to.logprob = call.field<float>("lists", lists, "logprob", "BRK");
+  to.width = call.size('K');
+  uint32_t* word = status_of(call, status);
+  void* memory =
+      call.workspace(workspace, device::rank_candidates_workspace_bytes(rows.num_rows, rows.width));
+  const py::gil_scoped_release release;
+  device::rank_candidates(stream_of(stream), from, temperature, memory, to, word);
+}
+
+}  // namespace
+
+void bind_candidates(py::module_& m) {
+  m.def("rank_candidates_workspace_bytes", &device::rank_candidates_workspace_bytes,
+        py::arg("num_rows"), py::arg("vocab_size"), "num_rows: B * R.");
+  m.def("rank_candidates", &rank_candidates, py::arg("stream"), py::arg("logits"),
+        py::arg("temperature"), py::arg("workspace"), py::arg("lists"), py::arg("status"),
+        py::kw_only(), py::arg("num_rows") = py::none(),
+        R"(Writes lists.token and lists.logprob [B, R, K] for logits [B, R, V].
+
+num_rows [B]: rows from num_rows[b] on are not read, their lists are empty. An empty entry has
+token 0 and log-probability -inf.)");
+}
+
+}  // namespace treespec::python::device_ops

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// Builders whose children stand at fixed places or are drawn: shapes and paths.
+#include "ops.h"
+#include "structs.h"
+#include "treespec/device/tree_builder.h"
+
+namespace treespec::python::device_ops {
+namespace {
+
+/// Arrays of the recorded laws; deterministic trees have none, and None.
+device::LawOutput law_of(DeviceCall& call, const py::object& law, int32_t list_width) {
+  device::LawOutput out;
+  if (law.is_none()) return out;
+  const int32_t num_rows = call.size('B') * call.size('M');
+  call.set_size('J', num_rows + 1);
+  call.set_size('E', num_rows * list_width);
+  out.row_of_node = call.field<int32_t>("law", law, "row_of_node", "BM");
+  out.row_offset = call.field<int64_t>("law", law, "row_offset", "J");
+  out.token = call.field<int32_t>("law", law, "token", "E");
+  out.prob = call.field<float>("law", law, "prob", "E");
+  return out;
+}
+
+// --- shapes
+// ---------------------------------------------------------------------------------------
+
+device::ShapeSource shape_of(DeviceCall& call, const py::object& shape) {
+  device::ShapeSource out;
+  out.parent = call.field<const int32_t>("shape", shape, "parent", "P");
+  out.num_places = call.size('P');
+  out.max_depth = attribute_or(shape, "max_depth", out.max_depth);
+  out.whole_levels = attribute_or(shape, "whole_levels", out.whole_levels);
+  return out;
+}
+
+void* shape_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
+                      const device::ShapeSource& shape, int32_t list_width, Proposal proposal) {
+  return call.workspace(
+      workspace, device::shape_workspace_bytes(trees.batch, trees.max_nodes, shape.num_places,
+                                               list_width, proposal));
+}
+
+void begin_shape(uintptr_t stream, const py::object& shape, int32_t list_width,
+                 const std::string& proposal, const py::object& request, const py::object& trees,
+                 const py::object& workspace, const py::object& frontier,
+                 const py::object& status) {
+  DeviceCall call("begin_shape");
+  const Proposal mode = parse_proposal(proposal);
+  const device::Trees to = whole_trees(call, trees);
+  const device::ShapeSource map = shape_of(call, shape);
+  const device::BuildRequest wanted = request_of(call, request);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = shape_workspace(call, workspace, to, map, list_width, mode);
+  uint32_t* word = status_of(call, status);
+  const py::gil_scoped_release release;
+  device::begin_shape(stream_of(stream), map, list_width, mode, wanted, to, memory, nodes, word);
+}
+
+void grow_shape(uintptr_t stream, const py::object& shape, const std::string& proposal,
+                const py::object& key, const py::object& lists, const py::object& trees,
+                const py::object& workspace, const py::object& frontier, const py::object& status) {
+  DeviceCall call("grow_shape");
+  const Proposal mode = parse_proposal(proposal);
+  const device::Trees to = whole_trees(call, trees);
+  const device::ShapeSource map = shape_of(call, shape);
+  const device::DrawOptions draws{mode, keys_of(call, key)};
+  const device::ListSource from = lists_of(call, lists);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = shape_workspace(call, workspace, to, map, from.width, mode);
+  uint32_t* word = status_of(call, status);
+  const py::gil_scoped_release release;
+  device::grow_shape(stream_of(stream), map, draws, from, to, memory, nodes, word);
+}
+
+void finish_shape(uintptr_t stream, const py::object& shape, int32_t list_width,
+                  const std::string& proposal, const py::object& request,
+                  const py::object& workspace, const py::object& trees, const py::object& law) {
+  DeviceCall call("finish_shape");
+  const Proposal mode = parse_proposal(proposal);
+  const device::Trees to = whole_trees(call, trees);
+  const device::ShapeSource map = shape_of(call, shape);
+  const device::BuildRequest wanted = request_of(call, request);
+  void* memory = shape_workspace(call, workspace, to, map, list_width, mode);
+  const device::LawOutput laws = law_of(call, law, list_width);
+  const py::gil_scoped_release release;
+  device::finish_shape(stream_of(stream), map, list_width, mode, wanted, memory, to, laws);
+}
+
+void bind_shapes(py::module_& m) {
+  m.def(
+      "shape_workspace_bytes",
+      [](int32_t batch, int32_t max_nodes, int32_t num_places, int32_t list_width,
+         const std::string& proposal) {
+        return device::shape_workspace_bytes(batch, max_nodes, num_places, list_width,
+                                             parse_proposal(proposal));
+      },
+      py::arg("batch"), py::arg("max_nodes"), py::arg("num_places"), py::arg("list_width"),
+      py::arg("proposal"));
+  m.def("begin_shape", &begin_shape, py::arg("stream"), py::arg("shape"), py::arg("list_width"),
+        py::arg("proposal"), py::arg("request"), py::arg("trees"), py::arg("workspace"),
+        py::arg("frontier"), py::arg("status"),
+        R"(Fixed shapes: starts with the frontier [root].
+
+shape: parent [places], as GrowthMap; max_depth; whole_levels.)");
+  m.def("grow_shape", &grow_shape, py::arg("stream"), py::arg("shape"), py::arg("proposal"),
+        py::arg("key"), py::arg("lists"), py::arg("trees"), py::arg("workspace"),
+        py::arg("frontier"), py::arg("status"),
+        "Fills a level. key: 64-bit integers [B, 2], the seed and sequence_id + (position << 32); "
+        "None for deterministic trees.");
+  m.def("finish_shape", &finish_shape, py::arg("stream"), py::arg("shape"), py::arg("list_width"),
+        py::arg("proposal"), py::arg("request"), py::arg("workspace"), py::arg("trees"),
+        py::arg("law"),
+        R"(Writes every array of `trees`, and the laws of drawn ones.
+
+law: row_of_node [B, M], row_offset [B * M + 1] int64, token and prob [B * M * list_width]; None for
+deterministic trees.)");
+}
+
+// --- paths
+// ----------------------------------------------------------------------------------------
+
+device::PathOptions path_options(const py::object& options) {
+  device::PathOptions out;
+  out.num_paths = attribute_or(options, "num_paths", out.num_paths);
+  out.trunk = attribute_or(options, "trunk", out.trunk);
+  out.branch = attribute_or(options, "branch", out.branch);
+  out.rollouts = attribute_or(options, "rollouts", out.rollouts);
+  out.max_depth = attribute_or(options, "max_depth", out.max_depth);
+  return out;
+}
+
+void* paths_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
+                      int32_t list_width) {
+  return call.workspace(workspace,
+                        device::paths_workspace_bytes(trees.batch, trees.max_nodes, list_width));
+}
+
+void begin_paths(uintptr_t stream, const py::object& options, int32_t list_width,
+                 const py::object& request, const py::object& trees, const py::object& workspace,
+                 const py::object& frontier, const py::object& status) {
+  DeviceCall call("begin_paths");
+  const device::Trees to = whole_trees(call, trees);
+  const device::BuildRequest wanted = request_of(call, request);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = paths_workspace(call, workspace, to, list_width);
+  uint32_t* word = status_of(call, status);
+  const device::PathOptions with = path_options(options);
+  const py::gil_scoped_release release;
+  device::begin_paths(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
+}
+
+void grow_paths(uintptr_t stream, const py::object& options, const py::object& key,
+                const py::object& lists, const py::object& trees, const py::object& workspace,
+                const py::object& frontier, const py::object& status) {
+  DeviceCall call("grow_paths");
+  const device::Trees to = whole_trees(call, trees);
+  const RoundKey* keys = keys_of(call, key);
+  const device::ListSource from = lists_of(call, lists);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = paths_workspace(call, workspace, to, from.width);
+  uint32_t* word = status_of(call, status);
+  const device::PathOptions with = path_options(options);
+  const py::gil_scoped_release release;
+  device::grow_paths(stream_of(stream), with, keys, from, to, memory, nodes, word);
+}
+
+void finish_paths(uintptr_t stream, int32_t list_width, const py::object& request,
+                  const py::object& workspace, const py::object& trees, const py::object& law) {
+  DeviceCall call("finish_paths");
+  const device::Trees to = whole_trees(call, trees);
+  const device::BuildRequest wanted = request_of(call, request);
+  void* memory = paths_workspace(call, workspace, to, list_width);
+  const device::LawOutput laws = law_of(call, law, list_width);
+  const py::gil_scoped_release release;
+  device::finish_paths(stream_of(stream), list_width, wanted, memory, to, laws);
+}
+
+void bind_paths(py::module_& m) {
+  m.def("paths_workspace_bytes", &device::paths_workspace_bytes, py::arg("batch"),
+        py::arg("max_nodes"), py::arg("list_width"));
+  m.def("begin_paths", &begin_paths, py::arg("stream"), py::arg("options"), py::arg("list_width"),
+        py::arg("request"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
+        py::arg("status"),
+        R"(Builders "rollouts" and "delayed": starts with the frontier [root].
+
+options: num_paths, trunk, branch, rollouts, max_depth.)");
+  m.def("grow_paths", &grow_paths, py::arg("stream"), py::arg("options"), py::arg("key"),
+        py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
+        py::arg("status"), "Draws a level; key and lists as for grow_shape.");
+  m.def("finish_paths", &finish_paths, py::arg("stream"), py::arg("list_width"), py::arg("request"),
+        py::arg("workspace"), py::arg("trees"), py::arg("law"),
+        "Writes every array of `trees` and their laws, as finish_shape.");
+}
+
+}  // namespace
+
+void bind_drawn_trees(py::module_& m) {
+  bind_shapes(m);
+  bind_paths(m);
+}
+
+}  // namespace treespec::python::device_ops

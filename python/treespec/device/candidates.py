@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a drafter's raw logits to ranked lists."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from treespec.device import native
+
+
+class CandidateLists(NamedTuple):
+    """Ranked candidates.
+
+    Attributes
+    ----------
+    token, logprob
+        As arrays of `treespec.Marginals` ``[B, D, K]`` or, with `next`, of `treespec.Transitions`
+        ``[B, D, R, K]``; natural logarithms, -inf pads.
+    next
+        ``[B, D, R, K]``: the list of the next level that continues a candidate, -1 for none.
+    """
+
+    token: torch.Tensor
+    logprob: torch.Tensor
+    next: torch.Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """The source that the lists are."""
+        return "Marginals" if self.next is None else "Transitions"
+
+
+def rank_candidates(
+    logits: torch.Tensor,
+    width: int,
+    temperature: float = 1.0,
+    *,
+    num_rows: torch.Tensor | None = None,
+    status: torch.Tensor,
+) -> CandidateLists:
+    """The likeliest tokens of each row, as `treespec.Marginals.from_logits` ranks them.
+
+    Parameters
+    ----------
+    logits
+        ``[B, R, V]`` float32, float16 or bfloat16.
+    width
+        K, in [1, 1024]; rows with fewer tokens are padded with -inf.
+    temperature
+        Of the softmax.
+    num_rows
+        ``[B]``: rows from ``num_rows[b]`` on are not read, their lists are empty.
+
+    Returns
+    -------
+    CandidateLists
+        ``[B, R, K]``, without `next`.
+    """
+    batch, rows, vocab_size = logits.shape
+    lists = CandidateLists(
+        native.ints(logits, batch, rows, width),
+        logits.new_empty((batch, rows, width), dtype=torch.float32),
+    )
+    size = native.ops.rank_candidates_workspace_bytes(batch * rows, vocab_size)
+    workspace = native.workspace(logits, size)
+    native.ops.rank_candidates(
+        native.stream(logits), logits, temperature, workspace, lists, status, num_rows=num_rows
+    )
+    return lists

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where device ops run in tests: on a GPU, or on the host emulation that the C++ tests build.
+
+TREESPEC_EMULATION is a build folder with the module `_core_emulated` (TREESPEC_TESTS and
+TREESPEC_PYTHON on).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import treespec
+from treespec.device import native
+
+ORDERS = (0, 3)  # in which the emulation resumes threads
+BACKENDS = [
+    *(pytest.param(order, id=f"emulation-{order}") for order in ORDERS),
+    pytest.param("cuda", id="gpu", marks=pytest.mark.gpu),
+]
+
+
+def emulated_ops():
+    """The module `_core_emulated`; skips where none was built, fails where one was promised."""
+    folder = os.environ.get("TREESPEC_EMULATION")
+    if folder is None:
+        pytest.skip("TREESPEC_EMULATION is not set: no build with the emulation")
+    [path] = Path(folder).rglob("_core_emulated*.so")
+    spec = importlib.util.spec_from_file_location("_core_emulated", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def use_backend(backend, monkeypatch):
+    """Make `treespec.device` run there; returns the torch device of its arrays."""
+    if backend == "cuda":
+        if not (treespec.cuda_available() and torch.cuda.is_available()):
+            pytest.skip("needs a CUDA GPU, treespec with CUDA and torch with CUDA")
+        return "cuda"
+    ops = emulated_ops()
+    ops.set_order(backend)
+    monkeypatch.setattr(native, "ops", ops)
+    return "cpu"

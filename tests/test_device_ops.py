@@ -1,0 +1,624 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`treespec.device`: on a GPU or the emulation, what it writes are the bits of the CPU core."""
+
+import itertools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from device_backends import BACKENDS, emulated_ops, use_backend
+
+import treespec
+from treespec import _core, device, testing
+from treespec.device import native
+
+DTYPES = ("float32", "float16", "bfloat16")
+PREFIX = (0, 5, 11)  # of the sequences of a batch
+COLUMNS = 56
+VOCAB = 50
+
+
+@pytest.fixture(params=BACKENDS)
+def place(request, monkeypatch):
+    """The torch device whose arrays `treespec.device` takes."""
+    return use_backend(request.param, monkeypatch)
+
+
+def ints(values, place):
+    return torch.tensor(values, dtype=torch.int32, device=place)
+
+
+def bits_of(values):
+    """The bits of floats, for comparisons that know -0 and NaN."""
+    array = np.ascontiguousarray(np.asarray(values, np.float32))
+    return array.view(np.uint32)
+
+
+@pytest.fixture
+def forest(rng):
+    """Trees of a batch, of different sizes."""
+    sizes = (1, 40, 33)
+    return [
+        testing.core_tree(testing.random_tree(rng, num_nodes=size, vocab_size=64, max_children=3))
+        for size in sizes
+    ]
+
+
+# --- build ----------------------------------------------------------------------------------------
+
+
+def random_tables(rng, batch, depth, width, rows=None):
+    """Ranked lists of a batch with ties; with `rows`, linked ones."""
+    shape = (batch, depth, width) if rows is None else (batch, depth, rows, width)
+    token = np.argsort(rng.random((*shape[:-1], VOCAB)), axis=-1)[..., :width].astype(np.int32)
+    score = -rng.integers(1, 9, shape).astype(np.float32) / 4
+    order = np.lexsort((token, -score), axis=-1)
+    token, score = (np.take_along_axis(a, order, -1) for a in (token, score))
+    links = None if rows is None else rng.integers(-1, rows, shape).astype(np.int32)
+    return token, score, links
+
+
+def check_trees(built, expected):
+    """Asserts that trees on a device have the bits of the host's, and padding behind them."""
+    packed = device.Trees.pack(expected, max_nodes=built.token.shape[1], device="cpu")
+    for name, column, other in zip(packed._fields, packed, built, strict=True):
+        ours = other.cpu().numpy()
+        if name == "draw":  # what follows the last draw is nobody's
+            for row, wanted, tree in zip(ours, column.numpy(), expected, strict=True):
+                count = sum(map(len, tree.draws))
+                np.testing.assert_array_equal(row[:count], wanted[:count])
+        elif name == "path_logprob":
+            np.testing.assert_array_equal(bits_of(ours), bits_of(column))
+        else:
+            np.testing.assert_array_equal(ours, column.numpy(), err_msg=name)
+
+
+BUILDS = [
+    ("dtree", {}),
+    ("dtree", {"max_depth": 2}),
+    ("opt_tree", {}),
+    ("opt_tree", {"max_depth": 2, "threshold": 0.3}),
+    ("eagle2", {}),
+    ("eagle2", {"width": 3, "max_depth": 3}),
+    ("eagle2", {"width": 4, "width_ratio": 0.3}),
+    ("eagle2", {"width": 2, "growth": "constant"}),
+    ("chain", {}),
+    ("kary", {}),
+    ("kary", {"expansion": [4, 2, 1]}),
+    ("sequoia", {}),
+    ("sequoia", {"growth_map": [0, 0, 1, 2, 2, 3]}),
+    ("medusa_choices", {}),
+]
+
+
+@pytest.mark.parametrize("rows", [None, 3], ids=["marginals", "transitions"])
+@pytest.mark.parametrize(("name", "options"), BUILDS, ids=str)
+def test_trees_equal_those_of_the_core(rng, place, name, options, rows):
+    arrays = random_tables(rng, batch=3, depth=4, width=6, rows=rows)
+    lists = device.CandidateLists(
+        *(None if a is None else torch.from_numpy(a).to(place) for a in arrays)
+    )
+    for budget in (20, 37):
+        status = device.new_status(3, place)
+        roots = ints([4, 5, 6], place)
+        built = device.build_tree(name, lists, budget, root_token=roots, status=status, **options)
+        device.check_status(status)
+        make = treespec.Marginals if rows is None else treespec.Transitions
+        sources = [make(*(a[b] for a in arrays if a is not None)) for b in range(3)]
+        expected = [
+            treespec.build_tree(name, source, budget, root_token=4 + b, **options)
+            for b, source in enumerate(sources)
+        ]
+        check_trees(built, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_candidates_equal_those_of_the_core(rng, place, dtype):
+    host = torch.tensor(rng.normal(0, 4, (2, 3, 5000))).to(getattr(torch, dtype))
+    logits = torch.zeros(2, 3, 5003, dtype=host.dtype, device=place)[..., :5000]
+    logits.copy_(host)
+    status = device.new_status(2, place)
+    lists = device.rank_candidates(
+        logits, 17, temperature=0.7, num_rows=ints([3, 2], place), status=status
+    )
+    device.check_status(status)
+    wanted = treespec.Marginals.from_logits(host.reshape(6, -1), 17, temperature=0.7).arrays
+    token, logprob = (array.reshape(2, 3, 17).copy() for array in wanted)
+    token[1, 2], logprob[1, 2] = 0, -np.inf  # not among the rows
+    np.testing.assert_array_equal(lists.token.cpu(), token)
+    np.testing.assert_array_equal(bits_of(lists.logprob.cpu()), bits_of(logprob))
+
+
+# --- mask -----------------------------------------------------------------------------------------
+
+
+def test_packed_trees_have_the_arrays_of_the_core(forest):
+    trees = device.Trees.pack(forest, device="cpu")
+    for b, tree in enumerate(forest):
+        n = tree.num_nodes
+        assert trees.num_nodes[b] == n
+        np.testing.assert_array_equal(trees.parent[b, :n], tree.parent)
+        assert (trees.parent[b, n:] == -1).all()
+        offset = trees.draw_offset[b].tolist()
+        draws = [trees.draw[b, offset[i] : offset[i + 1]].tolist() for i in range(n)]
+        assert draws == tree.draws
+
+
+def test_bits_positions_and_links_equal_those_of_the_core(forest, place):
+    trees = device.Trees.pack(forest, device=place)
+    status = device.new_status(3, place)
+    layout = device.tree_layout(trees, ints(PREFIX, place), links=True, status=status)
+    device.check_status(status)
+    for b, tree in enumerate(forest):
+        n = tree.num_nodes
+        words = (n + 31) // 32
+        bits = layout.ancestor_bits[b].cpu().numpy().view(np.uint32)
+        np.testing.assert_array_equal(bits[:n, :words], treespec.ancestor_mask(tree, "bits"))
+        assert (bits[:n, words:] == 0).all()
+        positions = treespec.tree_positions(tree, prefix_length=PREFIX[b])
+        np.testing.assert_array_equal(layout.position[b, :n].cpu(), positions)
+        children = [np.flatnonzero(tree.parent == node).tolist() for node in range(n)]
+        first = [of_node[0] if of_node else -1 for of_node in children]
+        assert layout.first_child[b, :n].tolist() == first
+        after = {a: z for of_node in children for a, z in itertools.pairwise(of_node)}
+        assert layout.next_sibling[b, :n].tolist() == [after.get(node, -1) for node in range(n)]
+    expected = layout.position.cpu()
+    torch.testing.assert_close(
+        device.tree_positions(trees, ints(PREFIX, place)).cpu(), expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("format", ["bool", "float64", *DTYPES])
+def test_masks_equal_those_of_the_core(forest, place, format):
+    trees = device.Trees.pack(forest, device=place)
+    status = device.new_status(3, place)
+    prefix = ints(PREFIX, place)
+    mask = device.ancestor_mask(trees, format, prefix, columns=COLUMNS, status=status)
+    device.check_status(status)
+    hidden = False if format == "bool" else torch.finfo(mask.dtype).min
+    for b, tree in enumerate(forest):
+        expected = treespec.ancestor_mask(tree, format, prefix_length=PREFIX[b])
+        known = torch.as_tensor(expected)
+        ours = mask[b].cpu()
+        assert torch.equal(ours[: known.shape[0], : known.shape[1]], known)
+        assert (ours[: known.shape[0], known.shape[1] :] == hidden).all()
+
+
+def test_a_mask_may_start_late_and_have_a_window(forest, place):
+    trees = device.Trees.pack(forest[1:2], device=place)
+    status, prefix = device.new_status(1, place), ints([11], place)
+    nodes = forest[1].num_nodes
+    out = torch.empty(1, nodes - 3, 11 + nodes, dtype=torch.bool, device=place)
+    layout = device.tree_layout(trees, prefix, status=status)
+    device.fill_mask(out, trees, layout, prefix, first=3, window=4, status=status)
+    expected = np.empty(out.shape[1:], np.bool_)
+    _core.fill_mask(forest[1].parent, forest[1].depth, 3, 11, 4, expected)
+    np.testing.assert_array_equal(out[0].cpu(), expected)
+
+
+def test_compact_masks_equal_those_of_the_core(forest, place):
+    trees = device.Trees.pack(forest, device=place)
+    status = device.new_status(3, place)
+    bits = device.ancestor_mask(trees, "bits", status=status)
+    intervals = device.ancestor_mask(trees, "intervals", status=status)
+    offset, ids = (a.cpu() for a in device.ancestor_mask(trees, "sequence_ids", status=status))
+    device.check_status(status)
+    for b, tree in enumerate(forest):
+        n = tree.num_nodes
+        known = treespec.ancestor_mask(tree, "bits")
+        ours = bits[b, :n, : known.shape[1]].cpu().numpy().view(np.uint32)
+        np.testing.assert_array_equal(ours, known)
+        np.testing.assert_array_equal(
+            intervals[b, :n].cpu(), treespec.ancestor_mask(tree, "intervals")
+        )
+        known_offset, known_ids = treespec.ancestor_mask(tree, "sequence_ids")
+        np.testing.assert_array_equal(offset[b, : n + 1], known_offset)
+        np.testing.assert_array_equal(ids[b, : known_offset[-1]], known_ids)
+
+
+def test_the_widest_tree_has_room_for_its_sequence_ids(place):
+    """A chain that ends in a fan has the most leaves below its nodes."""
+    nodes, inner = 21, 10
+    parent = [-1, *range(inner - 1), *[inner - 1] * (nodes - inner)]
+    tree = treespec.TokenTree(np.arange(nodes), parent=parent)
+    status = device.new_status(1, place)
+    trees = device.Trees.pack([tree], device=place)
+    offset, ids = device.ancestor_mask(trees, "sequence_ids", status=status)
+    device.check_status(status)
+    assert int(offset[0, -1]) == ids.shape[1] == treespec.ancestor_mask(tree, "sequence_ids")[0][-1]
+
+
+@pytest.mark.parametrize("name", ["dtree", "opt_tree", "eagle2", "chain", "sequoia"])
+@pytest.mark.parametrize("budget", [0, 1])
+def test_the_smallest_trees_equal_those_of_the_core(rng, place, name, budget):
+    token, score, _ = random_tables(rng, batch=1, depth=2, width=3)
+    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+    status = device.new_status(1, place)
+    built = device.build_tree(name, lists, budget, status=status)
+    device.check_status(status)
+    source = treespec.Marginals(token[0], score[0])
+    check_trees(built, [treespec.build_tree(name, source, budget)])
+
+
+# --- drawn trees and verification -----------------------------------------------------------------
+
+
+def words(keys, place):
+    """RoundKeys as the native functions read them."""
+    return torch.tensor([[seed, row + (at << 32)] for seed, row, at in keys], device=place)
+
+
+KEYS = [(11, 0, 7), (12, 5, 9), (13, 2, 8)]  # seed, sequence_id, position
+
+
+class Drawing:
+    """Grows drawn trees of a batch from tables, by the native functions."""
+
+    def __init__(self, lists, budget, status):
+        self.lists, self.status = lists, status
+        batch, depth, width = lists.token.shape
+        self.stream, self.width, self.depth = native.stream(lists.token), width, depth
+        self.trees = device.Trees.empty(batch, budget + 1, lists.token.device)
+        self.request = SimpleNamespace(node_budget=native.ints(lists.token, batch).fill_(budget))
+        names = ("index", "parent", "token", "depth", "state")
+        columns = {name: native.ints(lists.token, batch, budget + 1) for name in names}
+        self.frontier = SimpleNamespace(num_nodes=native.ints(lists.token, batch), **columns)
+        rows = batch * (budget + 1)
+        self.law = device.Law(
+            native.ints(lists.token, batch, budget + 1),
+            lists.logprob.new_empty(rows * width),
+            native.ints(lists.token, rows * width),
+            lists.token.new_empty(rows + 1, dtype=torch.int64),
+            vocab_size=VOCAB,
+            max_support=width,
+        )
+
+    def shape(self, parents, proposal, key):
+        ops, width = native.ops, self.width
+        shape = SimpleNamespace(parent=ints(parents, self.lists.token.device), max_depth=self.depth)
+        batch, nodes = self.trees.parent.shape
+        size = ops.shape_workspace_bytes(batch, nodes, len(parents), width, proposal)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_shape(self.stream, shape, width, proposal, self.request, *rest)
+        for _ in range(self.depth):
+            ops.grow_shape(self.stream, shape, proposal, key, self.lists, *rest)
+        end = (self.request, workspace, self.trees, self.law)
+        ops.finish_shape(self.stream, shape, width, proposal, *end)
+
+    def paths(self, key, **options):
+        ops = native.ops
+        options = SimpleNamespace(max_depth=self.depth, **options)
+        size = ops.paths_workspace_bytes(*self.trees.parent.shape, self.width)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_paths(self.stream, options, self.width, self.request, *rest)
+        for _ in range(self.depth):
+            ops.grow_paths(self.stream, options, key, self.lists, *rest)
+        ops.finish_paths(self.stream, self.width, self.request, workspace, self.trees, self.law)
+
+
+DRAWN = {
+    "iid": ("kary", {"expansion": [3, 2], "proposal": "iid"}, [0, 0, 0, 1, 1, 2, 2, 3, 3]),
+    "without_replacement": (
+        "sequoia",
+        {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"},
+        [0, 0, 1, 1, 2],
+    ),
+    "paths": ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, None),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(rng, place, kind):
+    name, options, parents = DRAWN[kind]
+    token, score, _ = random_tables(rng, batch=3, depth=4, width=6)
+    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+    status = device.new_status(3, place)
+    drawing = Drawing(lists, 9, status)
+    if parents is None:
+        drawing.paths(words(KEYS, place), **options)
+    else:
+        drawing.shape(parents, kind, words(KEYS, place))
+    device.check_status(status)
+    sources = [treespec.Marginals(token[b], score[b]) for b in range(3)]
+    expected = [
+        treespec.build_tree(name, source, 9, seed=seed, sequence_id=row, position=at, **options)
+        for source, (seed, row, at) in zip(sources, KEYS, strict=True)
+    ]
+    check_trees(drawing.trees, expected)
+    logits = torch.tensor(rng.normal(0, 1, (3, 10, VOCAB)), dtype=torch.float32)
+    for b, tree in enumerate(expected):  # the target likes what was drafted
+        logits[b, 0, tree.token[1:]] += 3
+    check_verdicts(drawing.trees, logits, "traversal", expected, place, law=drawing.law)
+    with pytest.raises(ValueError, match="law must be given for traversal"):
+        check_verdicts(drawing.trees, logits, "traversal", expected, place)
+
+
+@pytest.mark.parametrize("verifier", ["greedy", "target_only"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):
+    logits = torch.tensor(rng.normal(0, 1, (3, 40, 64)))
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 6
+    logits = logits.to(getattr(torch, dtype))
+    trees = device.Trees.pack(forest, device=place)
+    check_verdicts(trees, logits, verifier, forest, place)
+
+
+def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
+    logits = torch.tensor(rng.normal(0, 1, (3, 40, 64)), dtype=torch.float32)
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 6
+    allowed = rng.integers(0, 2**32, (3, 40, 2), dtype=np.uint32)
+    allowed[:, :20] = 2**32 - 1
+    history = rng.integers(0, 64, (3, 12)).astype(np.int32)
+    changes = device.ScoreChanges(
+        torch.tensor([[1.2, 0.3, 0.1]] * 3, dtype=torch.float64, device=place),
+        ints(history.tolist(), place),
+        ints([7, 9, 12], place),
+        ints([3, 0, 12], place),
+        torch.from_numpy(allowed.view(np.int32)).to(place),
+        ints([[4, -1, 9]] * 3, place),
+        torch.tensor([[2.0, 99.0, -1.0]] * 3, dtype=torch.float64, device=place),
+    )
+    penalties = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1}
+    given = [
+        {
+            "sampling": {**penalties, "logit_bias": {4: 2.0, 9: -1.0}},
+            "prefix_ids": history[b, :length],
+            "prompt_length": prompt,
+            "allowed_tokens": allowed[b, : tree.num_nodes],
+        }
+        for b, (tree, length, prompt) in enumerate(zip(forest, (7, 9, 12), (3, 0, 12), strict=True))
+    ]
+    trees = device.Trees.pack(forest, device=place)
+    check_verdicts(trees, logits, "target_only", forest, place, changes=changes, given=given)
+
+
+def check_verdicts(
+    trees, logits, verifier, host_trees, place, law=None, changes=None, given=({}, {}, {})
+):
+    """Asserts that verdicts are those of `verify_logits`, which takes `given` besides."""
+    greedy = verifier == "greedy"
+    numbers = {"temperature": 0.0 if greedy else 0.8, "top_k": 30, "top_p": 0.95, "min_p": 0.01}
+    columns = [
+        torch.full((3,), value, dtype=torch.float64, device=place) for value in numbers.values()
+    ]
+    status = device.new_status(3, place)
+    seed, sequence_id, position = zip(*KEYS, strict=True)
+    verdicts = device.verify(
+        trees,
+        logits.to(place),
+        verifier,
+        max_depth=39,
+        sampling=device.sampling_words(*columns),
+        seed=torch.tensor(seed, device=place),
+        sequence_id=ints(sequence_id, place),
+        position=ints(position, place),
+        proposal=host_trees[0].proposal,
+        law=law,
+        changes=changes,
+        status=status,
+    )
+    device.check_status(status)
+    accepted = 0
+    names = ("seed", "sequence_id", "position")
+    for b, (tree, key, own) in enumerate(zip(host_trees, KEYS, given, strict=True)):
+        more = dict(own)
+        sampling = treespec.SamplingParams(**numbers, **more.pop("sampling", {}))
+        expected = treespec.verify_logits(
+            tree,
+            logits[b, : tree.num_nodes],
+            sampling=sampling,
+            verifier=verifier,
+            **more,
+            **dict(zip(names, key, strict=True)),
+        )
+        count = expected.num_accepted
+        accepted += count
+        assert verdicts.num_accepted[b] == count
+        assert verdicts.nodes[b, : count + 1].tolist() == [0, *expected.accepted_nodes.tolist()]
+        assert verdicts.next_token[b] == expected.next_token
+    assert accepted > 0
+
+
+# --- commit ---------------------------------------------------------------------------------------
+
+PATHS = [[0, 2, 5, -9], [0, -9, -9, -9], [0, 1, 4, 6]]
+NUM_ACCEPTED = [2, -1, 3]
+
+
+def committed_on_the_host(tensor, prefix):
+    """What the core makes of a cache `[B, heads, rows, dim]`."""
+    for b, count in enumerate(NUM_ACCEPTED):
+        if count >= 0:
+            treespec.commit_kv(tensor[b], prefix[b], PATHS[b][: count + 1])
+    return tensor
+
+
+@pytest.mark.parametrize("advance", [False, True])
+def test_committed_rows_equal_those_of_the_core(rng, place, advance):
+    dtypes = (torch.float32, torch.bfloat16, torch.int8)
+    host = [torch.tensor(rng.integers(-99, 99, (3, 2, 24, 5))).to(dtype) for dtype in dtypes]
+    # The second keeps rows outside heads.
+    there = [host[0].to(place), host[1].transpose(1, 2).contiguous().to(place), host[2].to(place)]
+    views = [there[0], there[1].transpose(1, 2), there[2]]
+    prefix, status = ints(PREFIX, place), device.new_status(3, place)
+    cache = device.KvCache(views)
+    paths, accepted = ints(PATHS, place), ints(NUM_ACCEPTED, place)
+    device.commit_kv(cache, paths, accepted, prefix, advance=advance, status=status)
+    device.check_status(status)
+    for ours, before in zip(views, host, strict=True):
+        assert torch.equal(ours.cpu(), committed_on_the_host(before, PREFIX))
+    gained = [count + 1 for count in NUM_ACCEPTED] if advance else [0, 0, 0]
+    assert prefix.tolist() == [a + b for a, b in zip(PREFIX, gained, strict=True)]
+
+
+@pytest.mark.parametrize("advance", [False, True])
+def test_rows_of_a_paged_cache_move_between_pages(rng, place, advance):
+    page, pages_of_sequence = 4, 6
+    host = torch.tensor(rng.normal(size=(3, 2, page * pages_of_sequence, 8)), dtype=torch.float16)
+    table = rng.permutation(20)[: 3 * pages_of_sequence].reshape(3, -1)
+    pool = torch.zeros(20, 2, page, 8, dtype=host.dtype)
+    for b in range(3):
+        pool[table[b]] = host[b].unflatten(1, (-1, page)).transpose(0, 1)
+    there = pool.to(place)
+    status = device.new_status(3, place)
+    cache = device.KvCache([there], block_table=ints(table.tolist(), place))
+    paths, accepted = ints(PATHS, place), ints(NUM_ACCEPTED, place)
+    prefix = ints(PREFIX, place)
+    device.commit_kv(cache, paths, accepted, prefix, advance=advance, status=status)
+    device.check_status(status)
+    expected = committed_on_the_host(host, PREFIX)
+    for b in range(3):
+        rows = there.cpu()[table[b]].transpose(0, 1).flatten(1, 2)
+        assert torch.equal(rows, expected[b])
+
+
+# --- status and errors ----------------------------------------------------------------------------
+
+
+def test_the_status_names_the_sequence_and_the_reason(forest, place):
+    trees = device.Trees.pack(forest, device=place)
+    trees.parent[1, 3] = 30
+    status = device.new_status(3, place)
+    device.tree_layout(trees, ints((0, 0, -1), place), status=status)
+    assert status.tolist() == [0, 4, 8]
+    with pytest.raises(ValueError, match="sequence 1 of the batch: num_nodes, parents"):
+        device.check_status(status)
+    with pytest.raises(ValueError, match=r"a row without a token .*; a row, page"):
+        device.check_status(np.array([10]))
+    with pytest.raises(ValueError, match="unknown status 64"):
+        device.check_status(np.array([64]))
+
+
+def test_a_sequence_with_a_status_keeps_its_rows(rng, place):
+    there = torch.tensor(rng.normal(size=(3, 2, 24, 5)), device=place)
+    before = there.clone()
+    status = ints([1, 0, 0], place)
+    prefix = ints(PREFIX, place)
+    cache = device.KvCache([there])
+    paths = ints([PATHS[0], [0, 3, 3, 4], PATHS[2]], place)
+    accepted = ints([2, 2, 2], place)
+    device.commit_kv(cache, paths, accepted, prefix, advance=True, status=status)
+    assert torch.equal(there[0], before[0])
+    assert status.tolist() == [1, 4, 0]
+    assert prefix.tolist() == [PREFIX[0], PREFIX[1], PREFIX[2] + 3]
+
+
+WRONG_TREES = [
+    ("parent", lambda a: a[:, :-1].contiguous(), r"depth must be 32-bit integers \[3, 39\]"),
+    ("parent", lambda a: a.long(), r"parent must be 32-bit integers \[3, M\], got 64-bit integers"),
+    ("parent", lambda a: a.float(), r"parent must be .*, got float32 \[3, 40\]"),
+    ("depth", lambda a: a[0], r"depth must be .* \[3, 40\], got 32-bit integers \[40\]"),
+    ("depth", lambda a: a.T.contiguous().T, "depth must be contiguous"),
+    ("depth", lambda a: None, "depth must be an array, got None"),
+    ("num_nodes", lambda a: a[:2], r"parent must be 32-bit integers \[2, M\], got .* \[3, 40\]"),
+]
+
+
+@pytest.mark.parametrize(("column", "change", "message"), WRONG_TREES)
+def test_arrays_that_do_not_fit_are_refused(forest, place, column, change, message):
+    trees = device.Trees.pack(forest, device=place)
+    wrong = trees._replace(**{column: change(getattr(trees, column))})
+    status = device.new_status(3, place)
+    layout = device.TreeLayout(trees.parent.new_empty(3, 40, 2), trees.depth.clone())
+    with pytest.raises(ValueError, match=f"tree_layout: trees.{message}"):
+        native.ops.tree_layout(0, wrong, ints(PREFIX, place), layout, status)
+
+
+def test_outputs_and_workspaces_that_do_not_fit_are_refused(forest, place):
+    trees = device.Trees.pack(forest, device=place)
+    status, prefix = device.new_status(3, place), ints(PREFIX, place)
+    layout = device.tree_layout(trees, prefix, status=status)
+    with pytest.raises(ValueError, match=r"fill_mask: out must be \[3, 40, C\], got \[3, 39, 56\]"):
+        out = torch.empty(3, 39, 56, device=place)
+        device.fill_mask(out, trees, layout, prefix, status=status)
+    with pytest.raises(ValueError, match="fill_mask: out: dtype must be a floating type"):
+        out = torch.empty(3, 40, 56, dtype=torch.int32, device=place)
+        device.fill_mask(out, trees, layout, prefix, status=status)
+    with pytest.raises(ValueError, match=r"status must be 32-bit integers \[3\], got .* \[2\]"):
+        device.tree_layout(trees, prefix, status=status[:2])
+    logits = torch.zeros(1, 2, 9000, device=place)
+    lists = device.CandidateLists(ints([[[0]] * 2], place), torch.zeros(1, 2, 1, device=place))
+    workspace = torch.empty(8, dtype=torch.uint8, device=place)
+    with pytest.raises(ValueError, match=r"workspace must hold \d+ bytes, got 8"):
+        native.ops.rank_candidates(0, logits, 1.0, workspace, lists, status[:1])
+
+
+def test_caches_that_do_not_fit_are_refused(place):
+    def zeros(*shape):
+        return torch.zeros(*shape, device=place)
+
+    with pytest.raises(ValueError, match=r"arrays\[1\] must be \[3, \*, 24, \*\], got \[3, 1, 23"):
+        device.KvCache([zeros(3, 1, 24, 4), zeros(3, 1, 23, 4)])
+    with pytest.raises(ValueError, match="arrays must have contiguous rows, got a stride of 24"):
+        device.KvCache([zeros(3, 1, 4, 24).transpose(2, 3)])
+    cache = device.KvCache([zeros(5, 1, 24, 4)])
+    args = ints(PATHS, place), ints(NUM_ACCEPTED, place), ints(PREFIX, place)
+    with pytest.raises(ValueError, match="paths must be of 5 sequences, as the cache, got 3"):
+        device.commit_kv(cache, *args, status=device.new_status(3, place))
+
+
+def test_unknown_names_list_the_known_ones(forest, place):
+    trees = device.Trees.pack(forest, device=place)
+    status = device.new_status(3, place)
+    with pytest.raises(ValueError, match=r"format must be one of bool, .*; got 'int8'"):
+        device.ancestor_mask(trees, "int8", status=status)
+    with pytest.raises(ValueError, match="columns must be given for format 'bool'"):
+        device.ancestor_mask(trees, status=status)
+    lists = device.CandidateLists(None, None)
+    for name, options in [("delayed", {}), ("kary", {"proposal": "iid"})]:
+        with pytest.raises(NotImplementedError, match=r"builder must be one of dtree, .*, got"):
+            device.build_tree(name, lists, 4, status=status, **options)
+    with pytest.raises(NotImplementedError, match="score_temperature of dtree must be 1, got 2"):
+        device.build_tree("dtree", lists, 4, status=status, score_temperature=2)
+    with pytest.raises(ValueError, match=r"opt_tree: option must be one of .*; got widht"):
+        device.build_tree("opt_tree", lists, 4, status=status, widht=2)
+    with pytest.raises(ValueError, match="max_nodes must be at least 40, got 39"):
+        device.Trees.pack(forest, 39, device="cpu")
+
+
+def test_host_arrays_are_refused_where_the_device_is_a_gpu(forest):
+    trees = device.Trees.pack(forest, device="cpu")
+    error, message = ValueError, "trees.num_nodes must be in CUDA memory, got an array elsewhere"
+    if not _core.cuda_built():
+        error, message = NotImplementedError, "treespec was built without CUDA"
+    with pytest.raises(error, match=f"tree_layout: {message}"):
+        device.tree_layout(trees, torch.zeros(3), status=device.new_status(3, "cpu"))
+    with pytest.raises(NotImplementedError if not _core.cuda_built() else ValueError):
+        device.KvCache([torch.zeros(1, 1, 4, 4)])
+
+
+def test_the_emulation_offers_the_very_functions_of_the_core():
+    names = {name for name in dir(emulated_ops()) if not name.startswith("_")}
+    assert names == {name for name in dir(_core.device) if not name.startswith("_")} | {"set_order"}
+
+
+def test_the_documented_round_equals_the_core(rng, place):
+    """The code of docs/cuda.md."""
+    page = (Path(__file__).parents[1] / "docs/cuda.md").read_text(encoding="utf-8")
+    documented = {}
+    exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL).group(1), documented)
+    logits = torch.tensor(rng.normal(0, 2, (3, 4, 100)), dtype=torch.float32)
+    prefix = ints(PREFIX, place)
+    trees, position, mask, status = documented["draft"](logits.to(place), prefix, COLUMNS)
+    device.check_status(status)
+    sources = [treespec.Marginals.from_logits(rows, 8) for rows in logits]
+    expected = [treespec.build_tree("dtree", source, node_budget=16) for source in sources]
+    check_trees(trees, expected)
+    for b, tree in enumerate(expected):
+        positions = treespec.tree_positions(tree, prefix_length=PREFIX[b])
+        np.testing.assert_array_equal(position[b].cpu(), positions)
+        known = treespec.ancestor_mask(tree, prefix_length=PREFIX[b])
+        np.testing.assert_array_equal(mask[b, :, : known.shape[1]].cpu(), known)
+    host = torch.tensor(rng.normal(size=(3, 2, 32, 4)))
+    there = host.to(place, copy=True)
+    paths, accepted = ints(PATHS, place), ints(NUM_ACCEPTED, place)
+    documented["commit"](device.KvCache([there]), paths, accepted, prefix, status)
+    assert torch.equal(there.cpu(), committed_on_the_host(host, PREFIX))
+    assert prefix.tolist() == [3, 5, 15]

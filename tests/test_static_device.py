@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A static round by the device functions has the bits of one by the core.
+
+The functions run over the host emulation; they are what CUDA tensors are dispatched to.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from decoder_models import draft_model, target_model
+from device_backends import ORDERS, use_backend
+from test_static_round import BUILDS, CAPACITY, GREEDY, SAMPLED, make_recipe, make_state, starts
+
+import treespec
+from treespec import device
+from treespec.static import cuda_ops, draft, round
+from treespec.static.round import RoundState, play_round
+from treespec.static.split_attention import SplitAttention
+
+NAMES = ("rank_candidates", "build_trees", "mask_trees", "verify_trees", "commit_kv")
+LAWS = {"greedy": GREEDY, "target_only": SAMPLED}  # the second has penalties
+
+
+@pytest.fixture(params=ORDERS, ids=lambda order: f"emulation-{order}")
+def device_ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes rounds go by the device functions from the call on."""
+    use_backend(request.param, monkeypatch)
+    ops = SimpleNamespace(**{name: getattr(cuda_ops, name) for name in NAMES})
+
+    def use() -> None:
+        for module in (round, draft):
+            monkeypatch.setattr(module, "OPS", ops)
+
+    return use
+
+
+def float32_models() -> tuple[Any, Any]:
+    return target_model("llama", torch.float32), draft_model("llama", torch.float32)
+
+
+def play(state: RoundState, recipe: Any, verifier: str, rounds: int = 4) -> list[torch.Tensor]:
+    seen = []
+    for _ in range(rounds):
+        play_round(recipe, state, verifier, CAPACITY)
+        state.check_results(state.results)
+        seen.append(state.results.clone())
+    return [*seen, *(buffer.clone() for buffer in state.target_kv.buffers)]
+
+
+@pytest.mark.parametrize("verifier", LAWS)
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+def test_rounds_have_the_bits_of_the_core(build: Any, verifier: str, device_ops: Any) -> None:
+    models = float32_models()
+    recipe = make_recipe(models, build, SplitAttention())
+    begin = starts(LAWS[verifier])
+    expected = play(make_state(models, recipe, begin), recipe, verifier)
+    device_ops()
+    ours = play(make_state(models, recipe, begin), recipe, verifier)
+    for one, other in zip(ours, expected, strict=True):
+        assert torch.equal(one, other)
+    accepted = sum(int(results[:, 1].sum()) for results in expected[:4])
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("broken", ["target", "draft"])
+def test_a_model_that_answers_nan_is_reported(broken: str, device_ops: Any) -> None:
+    models = float32_models()
+    recipe = make_recipe(models, BUILDS[3], SplitAttention())
+    state = make_state(models, recipe, starts())
+    before = state.prefix_length.clone()
+    device_ops()
+    runner = recipe.target if broken == "target" else recipe.drafter._runner
+    forward = runner.forward
+
+    def answer_nan(*arguments: Any) -> torch.Tensor:
+        logits = forward(*arguments)
+        logits[1] = torch.nan
+        return logits
+
+    runner.forward = answer_nan  # type: ignore[method-assign]
+    play_round(recipe, state, "greedy", CAPACITY)
+    with pytest.raises(ValueError, match="sequence 1 of the batch: NaN"):
+        state.check_results(state.results)
+    if broken == "target":  # nothing was committed
+        assert state.prefix_length[1] == before[1]
+    assert state.prefix_length[0] > before[0]
+
+
+def test_candidates_have_the_bits_of_the_core(device_ops: Any) -> None:
+    logits = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(1))
+    for width in (5, 20):
+        status = torch.zeros(2, dtype=torch.int32)
+        ours = cuda_ops.rank_candidates(logits, 8, width, 0.7, status)
+        expected = torch.ops.treespec.rank_candidates(logits, 8, width, 0.7, status)
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_penalties_count_the_root_and_all_behind_the_prompt_as_on_the_core(device_ops: Any) -> None:
+    """Token 5 would win twice, but it is the root here, and the first behind the prompt there."""
+    tree = treespec.TokenTree([5, 6], parent=[-1, 0])
+    trees = device.Trees.pack([tree, tree], device="cpu")
+    logits = torch.zeros(2, 2, 8)
+    logits[..., 5], logits[..., 7] = 3.0, 2.5
+    history = torch.tensor([[1, 2, 5, 7], [1, 5, 4, 7]], dtype=torch.int32)
+    ints = [torch.tensor(values, dtype=torch.int32) for values in ([2, 2], [2, 1], [0, 0])]
+    prefix_length, prompt_length, status = ints
+    params = torch.tensor([[0.0, 0, 1, 0, 1, 1, 0]] * 2).double()
+    keys = torch.zeros(2, dtype=torch.int64)
+    columns = (trees.num_nodes, trees.token, trees.parent, trees.depth, *trees[5:])
+    rest = (history, prefix_length, prompt_length, params, keys, keys, status)
+    ours = cuda_ops.verify_trees("greedy", 1, logits, *columns, *rest)
+    expected = torch.ops.treespec.verify_trees("greedy", 1, logits, *columns, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert expected[2].tolist() == [7, 7]
