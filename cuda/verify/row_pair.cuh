@@ -501,16 +501,17 @@ class DevicePair {
       s.share[place] = static_cast<uint64_t>(shared::to_fixed(target_[e] * law_share));
     }
     simt::sync_block();
-    constexpr int32_t kOwn = static_cast<int32_t>(kBlock) / kThreads;  // neighbours of a thread
+    constexpr int32_t kNeighbours =
+        static_cast<int32_t>(kBlock) / kThreads;  // neighbours of a thread
     uint64_t own = 0;
-    for (int32_t i = 0; i < kOwn; ++i) own += s.share[simt::thread() * kOwn + i];
+    for (int32_t i = 0; i < kNeighbours; ++i) own += s.share[simt::thread() * kNeighbours + i];
     const auto prefix = simt::block_prefix_sum<kThreads>(own, s.scratch);
     const uint64_t threshold = shared::rescale(offset, mass, prefix.total);
     if (simt::thread() == 0) s.drawn = begin;
     simt::sync_block();
     if (prefix.before <= threshold && threshold < prefix.before + own) {
       uint64_t cumulative = prefix.before;
-      int32_t i = simt::thread() * kOwn;
+      int32_t i = simt::thread() * kNeighbours;
       while (cumulative + s.share[i] <= threshold) cumulative += s.share[i++];
       s.drawn = begin + i;
     }
