@@ -91,7 +91,7 @@ def run(
     if options.binary is not None:
         results += _native_results(options.binary, repetitions)
     results += [_measure(case, options, repetitions) for case in cases(options.quick)]
-    _show(results)
+    show(results)
     command = shlex.join(["python", f"benchmarks/bench_{benchmark}.py", *arguments])
     harness.write_report(options.json, benchmark, command, options, results)
 
@@ -162,7 +162,7 @@ def per_row_text(row: dict[str, Any]) -> str:
     return f"{1e6 * row['seconds']['median'] / row['num_rows']:.1f}" if "num_rows" in row else ""
 
 
-def _show(results: Sequence[dict[str, Any]]) -> None:
+def show(results: Sequence[dict[str, Any]]) -> None:
     table = Table(title="medians in microseconds; ratio with its 95 % interval")
     numbers = ("time", "spread", "per row", "floor")
     for heading in ("", "case", *numbers, "ratio", "bar", "the floor is"):
