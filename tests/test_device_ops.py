@@ -258,7 +258,7 @@ class Drawing:
     """Grows drawn trees of a batch from tables, by the native functions."""
 
     def __init__(self, lists, budget, status):
-        self.lists, self.status = lists, status
+        self.lists, self.budget, self.status = lists, budget, status
         batch, depth, width = lists.token.shape
         self.stream, self.width, self.depth = native.stream(lists.token), width, depth
         self.trees = device.Trees.empty(batch, budget + 1, lists.token.device)
@@ -289,6 +289,18 @@ class Drawing:
         end = (self.request, workspace, self.trees, self.law)
         ops.finish_shape(self.stream, shape, width, proposal, *end)
 
+    def slots(self, key, **options):
+        ops = native.ops
+        options = SimpleNamespace(max_depth=self.depth, **options)
+        size = ops.slots_workspace_bytes(*self.trees.parent.shape, self.width)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_slots(self.stream, options, self.width, self.request, *rest)
+        for _ in range(self.budget):  # a call draws a slot or more
+            ops.grow_slots(self.stream, options, key, self.lists, *rest)
+        end = (self.request, workspace, self.trees, self.law, self.status)
+        ops.finish_slots(self.stream, self.width, *end)
+
     def paths(self, key, **options):
         ops = native.ops
         options = SimpleNamespace(max_depth=self.depth, **options)
@@ -308,6 +320,7 @@ DRAWN = {
         {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"},
         [0, 0, 1, 1, 2],
     ),
+    "slots": ("dyspec_threshold", {"threshold": 0.05}, None),
     "paths": ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, None),
 }
 
@@ -319,7 +332,9 @@ def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(rng, place, kind
     lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
     status = device.new_status(3, place)
     drawing = Drawing(lists, 9, status)
-    if parents is None:
+    if kind == "slots":
+        drawing.slots(words(KEYS, place), **options)
+    elif kind == "paths":
         drawing.paths(words(KEYS, place), **options)
     else:
         drawing.shape(parents, kind, words(KEYS, place))
@@ -347,6 +362,16 @@ def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):
     logits = logits.to(getattr(torch, dtype))
     trees = device.Trees.pack(forest, device=place)
     check_verdicts(trees, logits, verifier, forest, place)
+
+
+def test_a_lossy_verifier_must_be_admitted(rng, forest, place):
+    logits = torch.zeros(3, 40, 64)
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 9
+    trees = device.Trees.pack(forest, device=place)
+    with pytest.raises(ValueError, match="lossy"):
+        check_verdicts(trees, logits, "typical", forest, place)
+    check_verdicts(trees, logits, "typical", forest, place, lossy=True)
 
 
 def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
@@ -380,7 +405,15 @@ def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
 
 
 def check_verdicts(
-    trees, logits, verifier, host_trees, place, law=None, changes=None, given=({}, {}, {})
+    trees,
+    logits,
+    verifier,
+    host_trees,
+    place,
+    law=None,
+    changes=None,
+    given=({}, {}, {}),
+    lossy=False,
 ):
     """Asserts that verdicts are those of `verify_logits`, which takes `given` besides."""
     greedy = verifier == "greedy"
@@ -402,6 +435,7 @@ def check_verdicts(
         proposal=host_trees[0].proposal,
         law=law,
         changes=changes,
+        lossy=lossy,
         status=status,
     )
     device.check_status(status)
@@ -415,6 +449,7 @@ def check_verdicts(
             logits[b, : tree.num_nodes],
             sampling=sampling,
             verifier=verifier,
+            lossy=lossy,
             **more,
             **dict(zip(names, key, strict=True)),
         )
