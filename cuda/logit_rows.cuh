@@ -92,6 +92,21 @@ struct Rows {
   }
 };
 
+/// Sum of the lanes of a block, eight held by each thread, as shared::lane_tree; every thread gets
+/// it.
+TREESPEC_DEVICE double warp_lane_tree(const double* lane) {
+  double sum = shared::lane_tree<kChunk>(lane);
+  for (int distance = 1; distance < simt::kWarpSize; distance *= 2) {
+    sum += simt::shuffle_xor(sum, distance);
+  }
+  return sum;
+}
+
+/// Place in its block of an entry of this thread.
+TREESPEC_DEVICE int32_t place_of(int step, int i) {
+  return step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
+}
+
 /// A block of a row in the registers of a warp.
 template <class Element>
 struct LogitBlock {
@@ -104,21 +119,6 @@ struct LogitBlock {
       const int32_t first = begin + step * static_cast<int32_t>(shared::kLanes);
       chunk[step] = Chunk<Element>::load(row, first + simt::lane() * kChunk, size, aligned);
     });
-  }
-
-  /// change(value, token) of all entries, in float32; what lies beyond the row stays.
-  template <class Change>
-  TREESPEC_DEVICE LogitBlock<Float32> map(int32_t begin, int32_t size, const Change& change) const {
-    LogitBlock<Float32> out;
-    simt::unrolled<kSteps>([&](auto step) {
-      simt::unrolled<kChunk>([&](auto i) {
-        const int32_t token =
-            begin + step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
-        const float value = chunk[step][i];
-        out.chunk[step].element[i] = token < size ? change(value, token) : value;
-      });
-    });
-    return out;
   }
 
   /// Largest of this thread's entries.
@@ -149,12 +149,73 @@ struct LogitBlock {
       });
       lane[i] = static_cast<double>(sum);
     });
-    double sum = shared::lane_tree<kChunk>(lane);
-    for (int distance = 1; distance < simt::kWarpSize; distance *= 2) {
-      sum += simt::shuffle_xor(sum, distance);
-    }
-    return sum;
+    return warp_lane_tree(lane);
   }
+
+  /// Lowest place in the block of this thread's entries that equal `value`; kBlock: none.
+  TREESPEC_DEVICE int32_t first_equal(float value) const {
+    auto first = static_cast<int32_t>(kBlock);
+    simt::unrolled<kSteps>([&](auto step) {
+      simt::unrolled<kChunk>([&](auto i) {
+        const int32_t place = place_of(step, i);
+        if (chunk[step][i] == value && place < first) first = place;
+      });
+    });
+    return first;
+  }
+};
+
+/// What LogitBlock offers, of scores that are worked out when they are asked for: `score(token)`.
+/// For rows of which few are read.
+template <class Score>
+class ComputedBlock {
+ public:
+  /// `begin`: token of the first entry; `end`: behind the last one.
+  TREESPEC_DEVICE ComputedBlock(int32_t begin, int32_t end, const Score& score)
+      : begin_(begin), end_(end), score_(score) {}
+
+  TREESPEC_DEVICE float own_top() const {
+    float top = kLowest;
+    for_all([&](int32_t, float x) { top = x > top ? x : top; });
+    return top;
+  }
+  TREESPEC_DEVICE bool has_nan() const {
+    bool found = false;
+    for_all([&](int32_t, float x) { found |= x != x; });
+    return found;
+  }
+  TREESPEC_DEVICE int32_t first_equal(float value) const {
+    auto first = static_cast<int32_t>(kBlock);
+    for_all([&](int32_t place, float x) {
+      if (x == value && place < first) first = place;
+    });
+    return first;
+  }
+  TREESPEC_DEVICE double exp_sum(float top, double scale, const uint8_t* left_out) const {
+    double lane[kChunk];
+    for (int i = 0; i < kChunk; ++i) {
+      float sum = 0.0f;
+      for (int32_t step = 0; step < kSteps; ++step) {
+        const int32_t token = begin_ + place_of(step, i);
+        const bool counts = token < end_ && (left_out[step] >> i & 1) == 0;
+        if (counts) sum += shared::exp_unit(score_(token), top, scale);
+      }
+      lane[i] = static_cast<double>(sum);
+    }
+    return warp_lane_tree(lane);
+  }
+
+ private:
+  template <class Visit>
+  TREESPEC_DEVICE void for_all(const Visit& visit) const {
+    for (int32_t e = 0; e < kSteps * kChunk; ++e) {
+      const int32_t place = place_of(e / kChunk, e % kChunk);
+      if (begin_ + place < end_) visit(place, score_(begin_ + place));
+    }
+  }
+
+  int32_t begin_, end_;
+  const Score& score_;
 };
 
 }  // namespace treespec::device

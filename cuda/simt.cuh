@@ -16,6 +16,8 @@
 
 /// Marks what runs on the device alone: a kernel's operator() and its helpers.
 #define TREESPEC_DEVICE __device__ inline
+/// The same for long functions off the hot path: called, not copied into every kernel.
+#define TREESPEC_DEVICE_CALL __device__ __noinline__
 
 namespace treespec::simt {
 

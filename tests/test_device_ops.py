@@ -612,8 +612,8 @@ def test_unknown_names_list_the_known_ones(forest, place):
             device.build_tree(name, lists, 4, status=status, **options)
     with pytest.raises(NotImplementedError, match="score_temperature of dtree must be 1, got 2"):
         device.build_tree("dtree", lists, 4, status=status, score_temperature=2)
-    with pytest.raises(ValueError, match=r"opt_tree: option must be one of .*; got widht"):
-        device.build_tree("opt_tree", lists, 4, status=status, widht=2)
+    with pytest.raises(ValueError, match=r"opt_tree: option must be one of .*; got breadth"):
+        device.build_tree("opt_tree", lists, 4, status=status, breadth=2)
     with pytest.raises(ValueError, match="max_nodes must be at least 40, got 39"):
         device.Trees.pack(forest, 39, device="cpu")
 

@@ -26,8 +26,26 @@ struct Earlier {
   }
 };
 
+/// The logits of a batch, of a type that is known when one is read: walks read few.
+struct LogitReader {
+  RowsView rows;
+  int32_t size;  // of a row
+  int32_t num_blocks;
+
+  TREESPEC_DEVICE float value(int64_t row, int32_t token) const {
+    const int64_t at = row * rows.row_stride + token;
+    switch (rows.dtype) {
+      case DType::kFloat16:
+        return Float16::value(static_cast<const uint16_t*>(rows.data)[at]);
+      case DType::kBFloat16:
+        return BFloat16::value(static_cast<const uint16_t*>(rows.data)[at]);
+      default:
+        return static_cast<const float*>(rows.data)[at];
+    }
+  }
+};
+
 /// What all pairs of a walk share: inputs, and scratch memory.
-template <class Element>
 struct WalkContext {
   static constexpr int kThreads = 512;
 
@@ -37,7 +55,7 @@ struct WalkContext {
     double block_mass[kMostBlocks];
     union {
       uint64_t share[kBlock];
-      typename RankSearch<kThreads>::Shared search;
+      RankSearch<kThreads>::Shared search;
       uint32_t marks[kThreads / simt::kWarpSize][kMarkWords];
     };
     uint64_t scratch[kThreads / simt::kWarpSize];
@@ -46,7 +64,7 @@ struct WalkContext {
     int32_t drawn;
   };
 
-  Rows<Element> rows;
+  LogitReader rows;
   RowSums sums;
   DraftLaw law;
   Shared* shared;
@@ -55,8 +73,7 @@ struct WalkContext {
   Sampling sampling;
   ScoreChanges changes;
   const uint32_t* use_table;
-  const int32_t* token;   // of the tree
-  const int32_t* parent;  // of the tree
+  Trees trees;
   int32_t sequence;
   uint32_t problem = kOk;
   void* rule_memory = nullptr;  // of this sequence, for the rule
@@ -70,10 +87,9 @@ struct PairNumbers {
   double target_mass, draft_mass;
 };
 
-template <class Element>
 class DevicePair {
  public:
-  using Context = WalkContext<Element>;
+  using Context = WalkContext;
   static constexpr int kThreads = Context::kThreads;
 
   /// `target`, `draft`: room for the longest row of a law, this pair's own.
@@ -82,7 +98,7 @@ class DevicePair {
   TREESPEC_DEVICE DevicePair() = default;
 
   /// False: the row is no law, and the context knows why.
-  TREESPEC_DEVICE bool load(int32_t node, bool drew) {
+  TREESPEC_DEVICE_CALL bool load(int32_t node, bool drew) {
     select(node);
     law_ =
         drew && context_->law.row_of_node != nullptr ? LawRow::of(context_->law, node_) : LawRow{};
@@ -121,7 +137,7 @@ class DevicePair {
     return u * draft_[at] * target_mass() < weight * target_[at] * shared::from_fixed(draft_sum_);
   }
 
-  TREESPEC_DEVICE double reject(double weight = 1.0) {
+  TREESPEC_DEVICE_CALL double reject(double weight = 1.0) {
     const double target_scale = weight / target_mass();
     const double draft_scale = 1.0 / shared::from_fixed(draft_sum_);
     const double left = change_target(target_scale, [&](double target, double draft) {
@@ -134,7 +150,7 @@ class DevicePair {
     return 0.0;
   }
 
-  TREESPEC_DEVICE double subtract(double gamma, double rho) {
+  TREESPEC_DEVICE_CALL double subtract(double gamma, double rho) {
     const double target_scale = 1.0 / target_mass();
     const double draft_scale = 1.0 / shared::from_fixed(draft_sum_);
     return change_target(target_scale, [&](double target, double draft) {
@@ -143,7 +159,7 @@ class DevicePair {
     });
   }
 
-  TREESPEC_DEVICE double overlap(double rho) const {
+  TREESPEC_DEVICE_CALL double overlap(double rho) const {
     const double target_scale = 1.0 / target_mass();
     const double draft_scale = 1.0 / shared::from_fixed(draft_sum_);
     uint64_t total = 0;
@@ -188,7 +204,7 @@ class DevicePair {
     return sum(total);
   }
 
-  TREESPEC_DEVICE void remove(int32_t token) {
+  TREESPEC_DEVICE_CALL void remove(int32_t token) {
     constexpr uint64_t kTooSmall = uint64_t{1} << 50;  // as on the CPU
     const int32_t at = find(token);
     draft_sum_ -= static_cast<uint64_t>(shared::to_fixed(draft_[at]));
@@ -199,8 +215,8 @@ class DevicePair {
   }
 
   /// A token from the current P: inverse CDF over the blocks, then over the tokens of one.
-  TREESPEC_DEVICE int32_t sample(double u) const {
-    typename Context::Shared& s = *context_->shared;
+  TREESPEC_DEVICE_CALL int32_t sample(double u) const {
+    Context::Shared& s = *context_->shared;
     weigh_blocks(truncated_ ? context_->sums.kept : context_->sums.sum);
     for (int32_t b = simt::thread(); b < context_->rows.num_blocks; b += kThreads) {
       s.mass[b] = static_cast<uint64_t>(shared::to_fixed(rest_scale_ * s.block_mass[b]));
@@ -223,8 +239,8 @@ class DevicePair {
 
   /// A token of the target's own row, by the race of `treespec::sample_at_position`. After load
   /// without a law.
-  TREESPEC_DEVICE int32_t sample_at_position(const RoundKey& key) const {
-    typename Context::Shared& s = *context_->shared;
+  TREESPEC_DEVICE_CALL int32_t sample_at_position(const RoundKey& key) const {
+    Context::Shared& s = *context_->shared;
     const int32_t block = winner(key, context_->rows.num_blocks, [&](int32_t b) {
       return Entrant{s.block_mass[b], kBlockDraw + static_cast<uint32_t>(b)};
     });
@@ -245,7 +261,7 @@ class DevicePair {
   }
 
   /// The likeliest token of a row that was summed at temperature 0; -1: the row is no law.
-  TREESPEC_DEVICE int32_t argmax(int32_t node) {
+  TREESPEC_DEVICE_CALL int32_t argmax(int32_t node) {
     select(node);
     if (!weigh_blocks(context_->sums.sum)) return -1;
     const int64_t at = node_ * context_->rows.num_blocks;
@@ -271,8 +287,8 @@ class DevicePair {
 
   /// Fills `scale` and `block_mass` of all blocks; false, and the problem is noted, when the row
   /// has NaN, +inf, or nothing.
-  TREESPEC_DEVICE bool weigh_blocks(const double* sum) const {
-    typename Context::Shared& s = *context_->shared;
+  TREESPEC_DEVICE_CALL bool weigh_blocks(const double* sum) const {
+    Context::Shared& s = *context_->shared;
     const int32_t num_blocks = context_->rows.num_blocks;
     const float* top = context_->sums.top + node_ * num_blocks;
     float row_top = kLowest;
@@ -304,21 +320,15 @@ class DevicePair {
 
   TREESPEC_DEVICE void select(int32_t node) {
     node_ = context_->first_row + node;
-    changes_ = NodeChanges::of(context_->changes, context_->use_table, context_->rows.size,
-                               context_->sequence, node_);
+    changes_ = NodeChanges::of(context_->changes, context_->use_table, context_->trees,
+                               context_->rows.size, context_->sequence, node);
   }
 
-  TREESPEC_DEVICE float score(int32_t token) const {
-    const float logit = Element::value(context_->rows.row(node_)[token]);
-    return changes_.any() ? changed(logit, token) : logit;
+  TREESPEC_DEVICE_CALL float score(int32_t token) const {
+    const float logit = context_->rows.value(node_, token);
+    return changes_.any() ? changes_.apply(logit, token) : logit;
   }
-  TREESPEC_DEVICE float changed(float logit, int32_t token) const {
-    return changes_.apply(logit, token, [&](int32_t wanted) {
-      const auto node = static_cast<int32_t>(node_ - context_->first_row);
-      return times_on_path(context_->token, context_->parent, node, wanted);
-    });
-  }
-  TREESPEC_DEVICE double unit_of(float logit, int32_t token) const {
+  TREESPEC_DEVICE_CALL double unit_of(float logit, int32_t token) const {
     const int32_t b = token / static_cast<int32_t>(kBlock);
     const float top = context_->sums.top[node_ * context_->rows.num_blocks + b];
     if (top == kLowest) return 0.0;
@@ -340,7 +350,7 @@ class DevicePair {
   }
 
   /// Finds out what stays, and sums the blocks of that again.
-  TREESPEC_DEVICE void truncate() {
+  TREESPEC_DEVICE_CALL void truncate() {
     const Sampling& sampling = context_->sampling;
     const bool few = keeps_few(sampling, context_->rows.size);
     kept_ = Kept{};
@@ -394,7 +404,7 @@ class DevicePair {
   }
 
   /// Sums of the blocks over what stays, without the law's tokens: a warp for every block.
-  TREESPEC_DEVICE void sum_kept() const {
+  TREESPEC_DEVICE_CALL void sum_kept() const {
     constexpr int kWarps = kThreads / simt::kWarpSize;
     const int32_t num_blocks = context_->rows.num_blocks;
     uint32_t* marks = context_->shared->marks[simt::warp()];
@@ -403,24 +413,14 @@ class DevicePair {
       const int64_t at = node_ * num_blocks + b;
       const int32_t begin = b * static_cast<int32_t>(kBlock);
       const float top = context_->sums.top[at];
-      LogitBlock<Element> stored;
-      stored.load(context_->rows.row(node_), begin, context_->rows.size);
-      const auto block = stored.map(begin, context_->rows.size, [&](float logit, int32_t token) {
-        return changes_.any() ? changed(logit, token) : logit;
-      });
       uint8_t left_out[kSteps] = {};
       mark_law(law_, begin, marks, left_out);
-      simt::unrolled<kSteps>([&](auto step) {
-        simt::unrolled<kChunk>([&](auto i) {
-          const int32_t token =
-              begin + step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
-          const float logit = block.chunk[step][i];
-          const double weight =
-              top == kLowest ? 0.0 : context_->shared->scale[b] * unit_of(logit, token);
-          if (!kept_.holds(logit, token, weight))
-            left_out[step] = static_cast<uint8_t>(left_out[step] | 1u << i);
-        });
-      });
+      const auto kept_score = [&](int32_t token) {
+        const float logit = score(token);
+        const double weight = context_->shared->scale[b] * unit_of(logit, token);
+        return kept_.holds(logit, token, weight) ? logit : kLowest;
+      };
+      const ComputedBlock<decltype(kept_score)> block(begin, context_->rows.size, kept_score);
       const double sum = top == kLowest ? 0.0 : block.exp_sum(top, context_->scale, left_out);
       if (simt::lane() == 0) context_->sums.kept[at] = sum;
     }
@@ -428,7 +428,7 @@ class DevicePair {
   }
 
   /// Multiplies P at the law's tokens; returns their sum.
-  TREESPEC_DEVICE uint64_t scale_target(double factor) {
+  TREESPEC_DEVICE_CALL uint64_t scale_target(double factor) {
     uint64_t total = 0;
     for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
       target_[i] *= factor;
@@ -459,7 +459,7 @@ class DevicePair {
     return left;
   }
 
-  TREESPEC_DEVICE void renormalise_draft() {
+  TREESPEC_DEVICE_CALL void renormalise_draft() {
     double largest = 0.0;
     for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
       largest = draft_[i] > largest ? draft_[i] : largest;
@@ -484,7 +484,7 @@ class DevicePair {
 
   /// The token at `offset` of `mass` in a block, ascending.
   TREESPEC_DEVICE int32_t sample_block(int32_t block, uint64_t mass, uint64_t offset) const {
-    typename Context::Shared& s = *context_->shared;
+    Context::Shared& s = *context_->shared;
     const int32_t begin = block * static_cast<int32_t>(kBlock);
     const double unit_share = rest_scale_ * s.scale[block] / shared::from_fixed(mass);
     const double law_share = 1.0 / shared::from_fixed(mass);
@@ -501,16 +501,17 @@ class DevicePair {
       s.share[place] = static_cast<uint64_t>(shared::to_fixed(target_[e] * law_share));
     }
     simt::sync_block();
-    constexpr int32_t kOwn = static_cast<int32_t>(kBlock) / kThreads;  // neighbours of a thread
+    constexpr int32_t kNeighbours =
+        static_cast<int32_t>(kBlock) / kThreads;  // neighbours of a thread
     uint64_t own = 0;
-    for (int32_t i = 0; i < kOwn; ++i) own += s.share[simt::thread() * kOwn + i];
+    for (int32_t i = 0; i < kNeighbours; ++i) own += s.share[simt::thread() * kNeighbours + i];
     const auto prefix = simt::block_prefix_sum<kThreads>(own, s.scratch);
     const uint64_t threshold = shared::rescale(offset, mass, prefix.total);
     if (simt::thread() == 0) s.drawn = begin;
     simt::sync_block();
     if (prefix.before <= threshold && threshold < prefix.before + own) {
       uint64_t cumulative = prefix.before;
-      int32_t i = simt::thread() * kOwn;
+      int32_t i = simt::thread() * kNeighbours;
       while (cumulative + s.share[i] <= threshold) cumulative += s.share[i++];
       s.drawn = begin + i;
     }

@@ -131,25 +131,22 @@ struct SumRows {
     const int32_t b = static_cast<int32_t>(r / trees.max_nodes);
     if (r % trees.max_nodes >= trees.num_nodes[b]) return;
     const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
+    const auto* row = rows.row(r);
+    const auto node = static_cast<int32_t>(r % trees.max_nodes);
+    const auto changed = NodeChanges::of(changes, use_table, trees, rows.size, b, node);
+    if (changed.any()) return sum_changed(row, changed, begin, item, b);
     LogitBlock<Element> block;
-    block.load(rows.row(r), begin, rows.size);
-    const auto changed = NodeChanges::of(changes, use_table, rows.size, b, r);
-    if (changed.any()) {
-      sum(change(block, changed, b, static_cast<int32_t>(r % trees.max_nodes), begin), item, b);
-    } else {
-      sum(block, item, b);
-    }
+    block.load(row, begin, rows.size);
+    sum(block, item, b);
   }
 
-  TREESPEC_DEVICE LogitBlock<Float32> change(const LogitBlock<Element>& block,
-                                             const NodeChanges& changed, int32_t b, int32_t node,
-                                             int32_t begin) const {
-    const int64_t first = int64_t{b} * trees.max_nodes;
-    return block.map(begin, rows.size, [&](float score, int32_t token) {
-      return changed.apply(score, token, [&](int32_t wanted) {
-        return times_on_path(trees.token + first, trees.parent + first, node, wanted);
-      });
-    });
+  TREESPEC_DEVICE_CALL void sum_changed(const typename Element::Stored* row,
+                                        const NodeChanges& changed, int32_t begin, int64_t item,
+                                        int32_t b) const {
+    const auto score = [&](int32_t token) {
+      return changed.apply(Element::value(row[token]), token);
+    };
+    sum(ComputedBlock<decltype(score)>(begin, rows.size, score), item, b);
   }
 
   /// `item`: counts the blocks of all rows.
@@ -163,7 +160,7 @@ struct SumRows {
     int32_t arg = 0;
     double mass = 0.0;
     if (temperature == 0.0) {
-      arg = simt::warp_reduce(first_equal(block, top), simt::Min{});
+      arg = simt::warp_reduce(block.first_equal(top), simt::Min{});
     } else if (top > kLowest) {
       uint8_t left_out[kSteps] = {};
       // The sums of a row that will be truncated are those of the whole.
@@ -185,19 +182,6 @@ struct SumRows {
     const int32_t* offset =
         trees.draw_offset + int64_t{b} * (trees.max_nodes + 1) + r % trees.max_nodes;
     return offset[1] > offset[0];
-  }
-
-  template <class Block>
-  TREESPEC_DEVICE static int32_t first_equal(const Block& block, float top) {
-    auto first = static_cast<int32_t>(kBlock);
-    simt::unrolled<kSteps>([&](auto step) {
-      simt::unrolled<kChunk>([&](auto i) {
-        const int32_t place =
-            step * static_cast<int32_t>(shared::kLanes) + simt::lane() * kChunk + i;
-        if (block.chunk[step][i] == top && place < first) first = place;
-      });
-    });
-    return first;
   }
 };
 

@@ -44,6 +44,18 @@ struct CountHistory {
   }
 };
 
+/// How often a token is on the path to a node, the root left out; `node` counts in the sequence.
+TREESPEC_DEVICE int32_t times_on_path(const int32_t* token, const int32_t* parent, int32_t node,
+                                      int32_t wanted) {
+  int32_t times = 0;
+  while (node > 0) {
+    times += token[node] == wanted ? 1 : 0;
+    const int32_t above = parent[node];
+    node = above < node ? above : 0;  // data out of place must not hold us up
+  }
+  return times;
+}
+
 /// The changes at one node.
 struct NodeChanges {
   const uint32_t* use = nullptr;      // of the sequence; null: neither bias nor penalties
@@ -52,12 +64,20 @@ struct NodeChanges {
   const double* bias = nullptr;
   int32_t num_biases = 0;
   Penalties penalties;
+  const int32_t* token = nullptr;   // of the tree
+  const int32_t* parent = nullptr;  // of the tree
+  int32_t node = 0;
 
   TREESPEC_DEVICE bool any() const { return use != nullptr || allowed != nullptr; }
 
   TREESPEC_DEVICE static NodeChanges of(const ScoreChanges& changes, const uint32_t* table,
-                                        int32_t vocab_size, int32_t b, int64_t node) {
+                                        const Trees& trees, int32_t vocab_size, int32_t b,
+                                        int32_t node) {
+    const int64_t first = int64_t{b} * trees.max_nodes;
     NodeChanges out;
+    out.token = trees.token + first;
+    out.parent = trees.parent + first;
+    out.node = node;
     if (table != nullptr) {
       out.use = table + int64_t{b} * vocab_size;
       out.num_biases = changes.num_biases;
@@ -66,28 +86,27 @@ struct NodeChanges {
       if (changes.penalties != nullptr) out.penalties = changes.penalties[b];
     }
     if (changes.allowed != nullptr) {
-      out.allowed = changes.allowed + node * ((vocab_size + 31) / 32);
+      out.allowed = changes.allowed + (first + node) * ((vocab_size + 31) / 32);
     }
     return out;
   }
 
-  /// The score of a token. `times_on_path(token)`: how often the node's own path has it.
-  template <class TimesOnPath>
-  TREESPEC_DEVICE float apply(float score, int32_t token, const TimesOnPath& times_on_path) const {
+  /// The score of a token.
+  TREESPEC_DEVICE float apply(float score, int32_t wanted) const {
     if (use != nullptr) {
-      const uint32_t seen = use[token];
-      const int32_t on_path = times_on_path(token);
-      if (seen != 0 || on_path > 0) score = changed(score, token, seen, on_path);
+      const uint32_t seen = use[wanted];
+      const int32_t on_path = times_on_path(token, parent, node, wanted);
+      if (seen != 0 || on_path > 0) score = changed(score, wanted, seen, on_path);
     }
-    const bool out = allowed != nullptr && (allowed[token / 32] >> (token % 32) & 1u) == 0;
+    const bool out = allowed != nullptr && (allowed[wanted / 32] >> (wanted % 32) & 1u) == 0;
     return out ? -std::numeric_limits<float>::infinity() : score;
   }
 
  private:
-  TREESPEC_DEVICE float changed(float score, int32_t token, uint32_t seen, int32_t on_path) const {
+  TREESPEC_DEVICE float changed(float score, int32_t wanted, uint32_t seen, int32_t on_path) const {
     if ((seen & TokenUse::kBiased) != 0) {
       for (int32_t i = 0; i < num_biases; ++i) {
-        if (bias_token[i] == token) score += static_cast<float>(bias[i]);
+        if (bias_token[i] == wanted) score += static_cast<float>(bias[i]);
       }
     }
     const bool any_penalty =
@@ -104,17 +123,5 @@ struct NodeChanges {
     return score;
   }
 };
-
-/// How often a token is on the path to a node, the root left out; `node` counts in the sequence.
-TREESPEC_DEVICE int32_t times_on_path(const int32_t* token, const int32_t* parent, int32_t node,
-                                      int32_t wanted) {
-  int32_t times = 0;
-  while (node > 0) {
-    times += token[node] == wanted ? 1 : 0;
-    const int32_t above = parent[node];
-    node = above < node ? above : 0;  // data out of place must not hold us up
-  }
-  return times;
-}
 
 }  // namespace treespec::device

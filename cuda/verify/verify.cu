@@ -24,10 +24,10 @@ struct Plan {
   RuleMemory rule_memory = RuleMemory::kNone;
 };
 
-template <class Rule, class Element>
-void walk_trees(Stream stream, const Walk<Element>& walk) {
-  simt::launch(stream, {walk.trees.batch, 1, sizeof(typename Walk<Element>::Context::Shared)},
-               VerifyTrees<Rule, Element>{walk});
+template <class Rule>
+void walk_trees(Stream stream, const Walk& walk) {
+  simt::launch(stream, {walk.trees.batch, 1, sizeof(Walk::Context::Shared)},
+               VerifyTrees<Rule>{walk});
 }
 
 /// A row of the table of verifiers on the device. `block` is `traversal` on chains, `token_level`
@@ -57,8 +57,7 @@ Plan plan_of(std::string_view name) {
   throw Unsupported(treespec::detail::message("device::verify: no kernel for ", name));
 }
 
-template <class Element>
-void walk_trees(Stream stream, std::string_view name, const Walk<Element>& walk) {
+void walk_trees(Stream stream, std::string_view name, const Walk& walk) {
   if (name == "traversal" || name == "block") return walk_trees<BottomUpWalk>(stream, walk);
   if (name == "naive_tree") return walk_trees<TopDownWalk<NaiveTreeRule>>(stream, walk);
   if (name == "spectr") return walk_trees<TopDownWalk<SpecTrRule>>(stream, walk);
@@ -141,10 +140,10 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
                {(view.num_rows * num_blocks + Sum::kWarps - 1) / Sum::kWarps, 1, Sum::kSharedBytes},
                Sum{rows, input.trees, law, temperatures, input.changes, table, sums});
   walk_trees(stream, name,
-             Walk<Element>{rows, input.trees, input.proposal, law, temperatures, input.changes,
-                           table, input.seed, input.sequence_id, input.position, sums, numbers,
-                           levels_of(plan, verdicts), support_of(law), rule_memory,
-                           static_cast<int64_t>(own_bytes), verdicts, status});
+             Walk{LogitReader{view, rows.size, rows.num_blocks}, input.trees, input.proposal, law,
+                  temperatures, input.changes, table, input.seed, input.sequence_id, input.position,
+                  sums, numbers, levels_of(plan, verdicts), support_of(law), rule_memory,
+                  static_cast<int64_t>(own_bytes), verdicts, status});
 }
 
 void check(std::string_view name, const VerifyInput& input, const Verdicts& verdicts) {

@@ -48,13 +48,12 @@ struct KeyCoins {
 };
 
 /// Inputs, outputs and memory of a launch.
-template <class Element>
 struct Walk {
-  using Pair = DevicePair<Element>;
-  using Context = WalkContext<Element>;
+  using Pair = DevicePair;
+  using Context = WalkContext;
   static constexpr int kThreads = Context::kThreads;
 
-  Rows<Element> rows;
+  LogitReader rows;
   Trees trees;
   Proposal proposal;
   DraftLaw law;
@@ -145,7 +144,7 @@ struct Walk {
   }
 
   TREESPEC_DEVICE Context context_of(int32_t b) const {
-    auto* shared = reinterpret_cast<typename Context::Shared*>(simt::shared_memory());
+    auto* shared = reinterpret_cast<Context::Shared*>(simt::shared_memory());
     const double temperature = temperatures.of(b);
     return {rows,
             sums,
@@ -156,8 +155,7 @@ struct Walk {
             temperatures.sampling[b],
             changes,
             use_table,
-            trees.token + int64_t{b} * trees.max_nodes,
-            trees.parent + int64_t{b} * trees.max_nodes,
+            trees,
             b,
             kOk,
             rule_memory + b * rule_bytes};
@@ -211,10 +209,10 @@ struct Walk {
 };
 
 /// One block of threads per sequence. `Rule::decide(walk, tree, context, path, b)`.
-template <class Rule, class Element>
+template <class Rule>
 struct VerifyTrees {
-  static constexpr int kThreads = Walk<Element>::kThreads;
-  Walk<Element> walk;
+  static constexpr int kThreads = Walk::kThreads;
+  Walk walk;
 
   TREESPEC_DEVICE void operator()() const {
     walk.run([&](const TreeView& tree, auto& context, auto& path, int32_t b) {

@@ -14,6 +14,7 @@
 #include "treespec/stream.h"
 
 #define TREESPEC_DEVICE inline
+#define TREESPEC_DEVICE_CALL inline
 
 namespace treespec::simt {
 
