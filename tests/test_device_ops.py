@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`treespec.device`: on a GPU or the emulation, what it writes are the bits of the CPU core."""
 
+import ctypes
 import itertools
 import re
 from pathlib import Path
@@ -627,6 +628,48 @@ def test_host_arrays_are_refused_where_the_device_is_a_gpu(forest):
         device.tree_layout(trees, torch.zeros(3), status=device.new_status(3, "cpu"))
     with pytest.raises(NotImplementedError if not _core.cuda_built() else ValueError):
         device.KvCache([torch.zeros(1, 1, 4, 4)])
+
+
+class OnGpu:
+    """A host tensor that says by DLPack that it is in CUDA memory; `streams` it was asked for."""
+
+    def __init__(self, tensor, in_capsule):
+        self.tensor, self.in_capsule, self.streams = tensor, in_capsule, []
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        capsule = self.tensor.__dlpack__()
+        if self.in_capsule:
+            get = ctypes.pythonapi.PyCapsule_GetPointer
+            get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+            device_type = get(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
+            ctypes.c_int32.from_address(device_type).value = 2
+        return capsule
+
+
+def test_arrays_in_the_wrong_memory_are_refused(place):
+    there = OnGpu(torch.zeros(8, 4), in_capsule=True)
+    with pytest.raises(NotImplementedError, match=r"must be in host memory.*treespec\.device"):
+        treespec.commit_kv(there, 0, [0])
+    if place == "cpu":  # the emulation's memory is the host's
+        status = OnGpu(device.new_status(1, place), in_capsule=True)
+        trees = device.Trees.pack([treespec.TokenTree([0], parent=[-1])], device=place)
+        message = "status must be in host memory, got an array elsewhere"
+        with pytest.raises(ValueError, match=f"tree_layout: {message}"):
+            device.tree_layout(trees, ints([0], place), status=status)
+
+
+def test_an_owner_of_device_memory_is_not_asked_to_order_streams(place):
+    if place != "cpu":
+        pytest.skip("the stand-in is in host memory")
+    status = OnGpu(device.new_status(1, place), in_capsule=False)
+    trees = device.Trees.pack([treespec.TokenTree([0], parent=[-1])], device=place)
+    device.tree_layout(trees, ints([-1], place), status=status)
+    assert status.streams == [-1]
+    assert status.tensor.tolist() == [8]
 
 
 def test_the_emulation_offers_the_very_functions_of_the_core():
