@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`treespec.device`: on a GPU or the emulation, what it writes are the bits of the CPU core."""
 
+import ctypes
 import itertools
 import re
 from pathlib import Path
@@ -258,7 +259,7 @@ class Drawing:
     """Grows drawn trees of a batch from tables, by the native functions."""
 
     def __init__(self, lists, budget, status):
-        self.lists, self.status = lists, status
+        self.lists, self.budget, self.status = lists, budget, status
         batch, depth, width = lists.token.shape
         self.stream, self.width, self.depth = native.stream(lists.token), width, depth
         self.trees = device.Trees.empty(batch, budget + 1, lists.token.device)
@@ -289,6 +290,18 @@ class Drawing:
         end = (self.request, workspace, self.trees, self.law)
         ops.finish_shape(self.stream, shape, width, proposal, *end)
 
+    def slots(self, key, **options):
+        ops = native.ops
+        options = SimpleNamespace(max_depth=self.depth, **options)
+        size = ops.slots_workspace_bytes(*self.trees.parent.shape, self.width)
+        workspace = native.workspace(self.lists.token, size)
+        rest = (self.trees, workspace, self.frontier, self.status)
+        ops.begin_slots(self.stream, options, self.width, self.request, *rest)
+        for _ in range(self.budget):  # a call draws a slot or more
+            ops.grow_slots(self.stream, options, key, self.lists, *rest)
+        end = (self.request, workspace, self.trees, self.law, self.status)
+        ops.finish_slots(self.stream, self.width, *end)
+
     def paths(self, key, **options):
         ops = native.ops
         options = SimpleNamespace(max_depth=self.depth, **options)
@@ -308,6 +321,7 @@ DRAWN = {
         {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"},
         [0, 0, 1, 1, 2],
     ),
+    "slots": ("dyspec_threshold", {"threshold": 0.05}, None),
     "paths": ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, None),
 }
 
@@ -319,7 +333,9 @@ def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(rng, place, kind
     lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
     status = device.new_status(3, place)
     drawing = Drawing(lists, 9, status)
-    if parents is None:
+    if kind == "slots":
+        drawing.slots(words(KEYS, place), **options)
+    elif kind == "paths":
         drawing.paths(words(KEYS, place), **options)
     else:
         drawing.shape(parents, kind, words(KEYS, place))
@@ -347,6 +363,16 @@ def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):
     logits = logits.to(getattr(torch, dtype))
     trees = device.Trees.pack(forest, device=place)
     check_verdicts(trees, logits, verifier, forest, place)
+
+
+def test_a_lossy_verifier_must_be_admitted(rng, forest, place):
+    logits = torch.zeros(3, 40, 64)
+    for b, tree in enumerate(forest):
+        logits[b, tree.parent[1:], tree.token[1:]] += 9
+    trees = device.Trees.pack(forest, device=place)
+    with pytest.raises(ValueError, match="lossy"):
+        check_verdicts(trees, logits, "typical", forest, place)
+    check_verdicts(trees, logits, "typical", forest, place, lossy=True)
 
 
 def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
@@ -380,7 +406,15 @@ def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
 
 
 def check_verdicts(
-    trees, logits, verifier, host_trees, place, law=None, changes=None, given=({}, {}, {})
+    trees,
+    logits,
+    verifier,
+    host_trees,
+    place,
+    law=None,
+    changes=None,
+    given=({}, {}, {}),
+    lossy=False,
 ):
     """Asserts that verdicts are those of `verify_logits`, which takes `given` besides."""
     greedy = verifier == "greedy"
@@ -402,6 +436,7 @@ def check_verdicts(
         proposal=host_trees[0].proposal,
         law=law,
         changes=changes,
+        lossy=lossy,
         status=status,
     )
     device.check_status(status)
@@ -415,6 +450,7 @@ def check_verdicts(
             logits[b, : tree.num_nodes],
             sampling=sampling,
             verifier=verifier,
+            lossy=lossy,
             **more,
             **dict(zip(names, key, strict=True)),
         )
@@ -592,6 +628,48 @@ def test_host_arrays_are_refused_where_the_device_is_a_gpu(forest):
         device.tree_layout(trees, torch.zeros(3), status=device.new_status(3, "cpu"))
     with pytest.raises(NotImplementedError if not _core.cuda_built() else ValueError):
         device.KvCache([torch.zeros(1, 1, 4, 4)])
+
+
+class OnGpu:
+    """A host tensor that says by DLPack that it is in CUDA memory; `streams` it was asked for."""
+
+    def __init__(self, tensor, in_capsule):
+        self.tensor, self.in_capsule, self.streams = tensor, in_capsule, []
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        capsule = self.tensor.__dlpack__()
+        if self.in_capsule:
+            get = ctypes.pythonapi.PyCapsule_GetPointer
+            get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+            device_type = get(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
+            ctypes.c_int32.from_address(device_type).value = 2
+        return capsule
+
+
+def test_arrays_in_the_wrong_memory_are_refused(place):
+    there = OnGpu(torch.zeros(8, 4), in_capsule=True)
+    with pytest.raises(NotImplementedError, match=r"must be in host memory.*treespec\.device"):
+        treespec.commit_kv(there, 0, [0])
+    if place == "cpu":  # the emulation's memory is the host's
+        status = OnGpu(device.new_status(1, place), in_capsule=True)
+        trees = device.Trees.pack([treespec.TokenTree([0], parent=[-1])], device=place)
+        message = "status must be in host memory, got an array elsewhere"
+        with pytest.raises(ValueError, match=f"tree_layout: {message}"):
+            device.tree_layout(trees, ints([0], place), status=status)
+
+
+def test_an_owner_of_device_memory_is_not_asked_to_order_streams(place):
+    if place != "cpu":
+        pytest.skip("the stand-in is in host memory")
+    status = OnGpu(device.new_status(1, place), in_capsule=False)
+    trees = device.Trees.pack([treespec.TokenTree([0], parent=[-1])], device=place)
+    device.tree_layout(trees, ints([-1], place), status=status)
+    assert status.streams == [-1]
+    assert status.tensor.tolist() == [8]
 
 
 def test_the_emulation_offers_the_very_functions_of_the_core():

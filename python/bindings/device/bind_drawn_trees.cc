@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Builders whose children stand at fixed places or are drawn: shapes and paths.
+// Builders whose children stand at fixed places or are drawn: shapes, paths and slots.
 #include "ops.h"
 #include "structs.h"
 #include "treespec/device/tree_builder.h"
@@ -192,11 +192,87 @@ options: num_paths, trunk, branch, rollouts, max_depth.)");
         "Writes every array of `trees` and their laws, as finish_shape.");
 }
 
+// --- slots
+// ----------------------------------------------------------------------------------------
+
+device::SlotOptions slot_options(const py::object& options) {
+  device::SlotOptions out;
+  out.max_depth = attribute_or(options, "max_depth", out.max_depth);
+  out.threshold = attribute_or(options, "threshold", out.threshold);
+  return out;
+}
+
+void* slots_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
+                      int32_t list_width) {
+  return call.workspace(workspace,
+                        device::slots_workspace_bytes(trees.batch, trees.max_nodes, list_width));
+}
+
+void begin_slots(uintptr_t stream, const py::object& options, int32_t list_width,
+                 const py::object& request, const py::object& trees, const py::object& workspace,
+                 const py::object& frontier, const py::object& status) {
+  DeviceCall call("begin_slots");
+  const device::Trees to = whole_trees(call, trees);
+  const device::BuildRequest wanted = request_of(call, request);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = slots_workspace(call, workspace, to, list_width);
+  uint32_t* word = status_of(call, status);
+  const device::SlotOptions with = slot_options(options);
+  const py::gil_scoped_release release;
+  device::begin_slots(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
+}
+
+void grow_slots(uintptr_t stream, const py::object& options, const py::object& key,
+                const py::object& lists, const py::object& trees, const py::object& workspace,
+                const py::object& frontier, const py::object& status) {
+  DeviceCall call("grow_slots");
+  const device::Trees to = whole_trees(call, trees);
+  const RoundKey* keys = keys_of(call, key);
+  const device::ListSource from = lists_of(call, lists);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = slots_workspace(call, workspace, to, from.width);
+  uint32_t* word = status_of(call, status);
+  const device::SlotOptions with = slot_options(options);
+  const py::gil_scoped_release release;
+  device::grow_slots(stream_of(stream), with, keys, from, to, memory, nodes, word);
+}
+
+void finish_slots(uintptr_t stream, int32_t list_width, const py::object& request,
+                  const py::object& workspace, const py::object& trees, const py::object& law,
+                  const py::object& status) {
+  DeviceCall call("finish_slots");
+  const device::Trees to = whole_trees(call, trees);
+  const device::BuildRequest wanted = request_of(call, request);
+  void* memory = slots_workspace(call, workspace, to, list_width);
+  const device::LawOutput laws = law_of(call, law, list_width);
+  uint32_t* word = status_of(call, status);
+  const py::gil_scoped_release release;
+  device::finish_slots(stream_of(stream), list_width, wanted, memory, to, laws, word);
+}
+
+void bind_slots(py::module_& m) {
+  m.def("slots_workspace_bytes", &device::slots_workspace_bytes, py::arg("batch"),
+        py::arg("max_nodes"), py::arg("list_width"));
+  m.def("begin_slots", &begin_slots, py::arg("stream"), py::arg("options"), py::arg("list_width"),
+        py::arg("request"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
+        py::arg("status"),
+        R"(Builders "dyspec" and "dyspec_threshold": starts with the frontier [root].
+
+options: max_depth, threshold. The frontier needs room for M - 1 nodes.)");
+  m.def("grow_slots", &grow_slots, py::arg("stream"), py::arg("options"), py::arg("key"),
+        py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
+        py::arg("status"), "Draws slots; key and lists as for grow_shape.");
+  m.def("finish_slots", &finish_slots, py::arg("stream"), py::arg("list_width"), py::arg("request"),
+        py::arg("workspace"), py::arg("trees"), py::arg("law"), py::arg("status"),
+        "Writes every array of `trees` and their laws, as finish_shape.");
+}
+
 }  // namespace
 
 void bind_drawn_trees(py::module_& m) {
   bind_shapes(m);
   bind_paths(m);
+  bind_slots(m);
 }
 
 }  // namespace treespec::python::device_ops

@@ -71,6 +71,7 @@ device::VerifyInput input_of(DeviceCall& call, const py::object& input) {
   out.seed = call.field<const uint64_t>("input", input, "seed", "B");
   out.sequence_id = call.field<const uint32_t>("input", input, "sequence_id", "B");
   out.position = call.field<const int32_t>("input", input, "position", "B");
+  out.lossy = attribute_or(input, "lossy", out.lossy);
   return out;
 }
 
@@ -113,7 +114,7 @@ void bind_verify(py::module_& m) {
 
 input: trees, with draws; proposal; logits [B, M, V]; law, or None; sampling, 64-bit words [B, 4]:
 temperature, top_p and min_p as float64, top_k as an integer; changes, or None; seed [B] 64-bit;
-sequence_id and position [B].
+sequence_id and position [B]; lossy.
 law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob, vocab_size and
 max_support.
 changes: allowed [B, M, ceil(V / 32)]; bias_token and float64 bias [B, biases]; float64 penalties

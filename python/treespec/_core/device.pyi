@@ -10,7 +10,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'grow_layer', 'grow_paths', 'grow_shape', 'layers_workspace_bytes', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'shape_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
+__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
 class KvCache:
     """
     KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
@@ -60,6 +60,12 @@ def begin_shape(stream: typing.SupportsInt | typing.SupportsIndex, shape: typing
     
     shape: parent [places], as GrowthMap; max_depth; whole_levels.
     """
+def begin_slots(stream: typing.SupportsInt | typing.SupportsIndex, options: typing.Any, list_width: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
+    """
+    Builders "dyspec" and "dyspec_threshold": starts with the frontier [root].
+    
+    options: max_depth, threshold. The frontier needs room for M - 1 nodes.
+    """
 def build_best_first(stream: typing.SupportsInt | typing.SupportsIndex, lists: typing.Any, max_depth: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, trees: typing.Any, status: typing.Any) -> None:
     """
     Builder "dtree": writes every array of `trees`.
@@ -91,6 +97,10 @@ def finish_shape(stream: typing.SupportsInt | typing.SupportsIndex, shape: typin
     law: row_of_node [B, M], row_offset [B * M + 1] int64, token and prob [B * M * list_width]; None for
     deterministic trees.
     """
+def finish_slots(stream: typing.SupportsInt | typing.SupportsIndex, list_width: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, workspace: typing.Any, trees: typing.Any, law: typing.Any, status: typing.Any) -> None:
+    """
+    Writes every array of `trees` and their laws, as finish_shape.
+    """
 def grow_layer(stream: typing.SupportsInt | typing.SupportsIndex, options: typing.Any, lists: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
     """
     Takes the rows of the frontier, from tables or as an expander's [B, rows, K], and replaces the frontier.
@@ -102,6 +112,10 @@ def grow_paths(stream: typing.SupportsInt | typing.SupportsIndex, options: typin
 def grow_shape(stream: typing.SupportsInt | typing.SupportsIndex, shape: typing.Any, proposal: str, key: typing.Any, lists: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
     """
     Fills a level. key: 64-bit integers [B, 2], the seed and sequence_id + (position << 32); None for deterministic trees.
+    """
+def grow_slots(stream: typing.SupportsInt | typing.SupportsIndex, options: typing.Any, key: typing.Any, lists: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
+    """
+    Draws slots; key and lists as for grow_shape.
     """
 def layers_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex, max_nodes: typing.SupportsInt | typing.SupportsIndex) -> int:
     ...
@@ -128,6 +142,8 @@ def sequence_ids(stream: typing.SupportsInt | typing.SupportsIndex, trees: typin
     """
 def shape_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex, max_nodes: typing.SupportsInt | typing.SupportsIndex, num_places: typing.SupportsInt | typing.SupportsIndex, list_width: typing.SupportsInt | typing.SupportsIndex, proposal: str) -> int:
     ...
+def slots_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex, max_nodes: typing.SupportsInt | typing.SupportsIndex, list_width: typing.SupportsInt | typing.SupportsIndex) -> int:
+    ...
 def tree_layout(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, prefix_length: typing.Any, layout: typing.Any, status: typing.Any) -> None:
     """
     Writes layout.ancestor_bits [B, M, ceil(M / 32)] and layout.position [B, M]; also first_child and next_sibling [B, M] where they are not None.
@@ -138,7 +154,7 @@ def verify(stream: typing.SupportsInt | typing.SupportsIndex, verifier: str, inp
     
     input: trees, with draws; proposal; logits [B, M, V]; law, or None; sampling, 64-bit words [B, 4]:
     temperature, top_p and min_p as float64, top_k as an integer; changes, or None; seed [B] 64-bit;
-    sequence_id and position [B].
+    sequence_id and position [B]; lossy.
     law: row_of_node [B, M], and dense prob [rows, V], or row_offset int64, token, prob, vocab_size and
     max_support.
     changes: allowed [B, M, ceil(V / 32)]; bias_token and float64 bias [B, biases]; float64 penalties

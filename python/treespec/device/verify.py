@@ -90,6 +90,7 @@ class _Input(NamedTuple):
     seed: torch.Tensor
     sequence_id: torch.Tensor
     position: torch.Tensor
+    lossy: bool
 
 
 def sampling_words(
@@ -116,6 +117,7 @@ def verify(
     proposal: str = "deterministic",
     law: Law | None = None,
     changes: ScoreChanges | None = None,
+    lossy: bool = False,
     status: torch.Tensor,
 ) -> Verdicts:
     """Keep the longest path the target itself could have produced, and draw one more token.
@@ -129,7 +131,7 @@ def verify(
     logits
         ``[B, M, V]`` float32, float16 or bfloat16.
     verifier
-        A name of `treespec.verifier_names`, not a lossy one.
+        A name of `treespec.verifier_names`.
     max_depth
         C - 1.
     sampling
@@ -144,6 +146,8 @@ def verify(
         Must be given to the verifiers of drawn trees.
     changes
         Penalties, allowed tokens and biases.
+    lossy
+        Admit verifiers that change the distribution of the text.
 
     Raises
     ------
@@ -156,7 +160,8 @@ def verify(
         native.ints(logits, batch),
         native.ints(logits, batch),
     )
-    given = _Input(trees, proposal, logits, law, sampling, changes, seed, sequence_id, position)
+    key = (seed, sequence_id, position)
+    given = _Input(trees, proposal, logits, law, sampling, changes, *key, lossy)
     size = native.ops.verify_workspace_bytes(verifier, given, verdicts)
     workspace = native.workspace(logits, size)
     native.ops.verify(native.stream(logits), verifier, given, workspace, verdicts, status)
