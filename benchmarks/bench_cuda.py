@@ -79,7 +79,8 @@ def build_case(place: str, vocab_size: int) -> Case:
     def check() -> None:
         trees, layout = work(0)
         device.check_status(status)
-        host = treespec.build_tree("dtree", treespec.Marginals.from_logits(logits, width), NUM_NODES)
+        ranked = treespec.Marginals.from_logits(logits, width)
+        host = treespec.build_tree("dtree", ranked, NUM_NODES)
         np.testing.assert_array_equal(trees.token.cpu().numpy()[0], host.token)
         np.testing.assert_array_equal(trees.parent.cpu().numpy()[0], host.parent)
         positions = treespec.tree_positions(host, prefix_length=1000)
@@ -156,7 +157,7 @@ def verify_case(place: str, vocab_size: int, verifier: str, batch: int, bar: flo
             rest = rng.choice(vocab_size, DRAFT_SUPPORT - len(children), replace=False)
             support = np.unique(np.concatenate([token[children], rest]))
             law[node, support] = 1 / len(support)
-            logits[b, node, token[children]] = 9 + torch.arange(len(children))
+            logits[b, node, token[children]] = 9.0 + torch.arange(len(children))
         host_trees.append(
             treespec.TokenTree(
                 token=token,

@@ -275,7 +275,7 @@ def section(path: Path) -> list[str]:
     ]
     if "note" in report:
         lines += ["", report["note"]]
-    if report["benchmark"] in ("build", "core"):
+    if report["benchmark"] in ("build", "core", "cuda"):
         return [*lines, *floor_table(report["results"])]
     if report["benchmark"] == "builders":
         return [*lines, *builder_tables(report["results"])]

@@ -441,6 +441,7 @@ class DevicePair {
   /// mass before it was normalised.
   template <class Change>
   TREESPEC_DEVICE double change_target(double rest_factor, const Change& change) {
+    simt::sync_block();  // all have read what is changed now
     uint64_t total = 0;
     for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
       const double changed = change(target_[i], draft_[i]);
