@@ -70,7 +70,8 @@ class SpeculativeDecoder:
         Admit verifiers that change the distribution of the text (``"typical"``).
     graph
         Play rounds with static shapes, on a GPU as CUDA graphs (docs/graphs.md). True insists,
-        ``"auto"`` does so on GPUs for models and builders that allow it.
+        ``"auto"`` does so on GPUs for models and builders that allow it. Off by default, until a
+        GPU has run it.
 
     Raises
     ------
@@ -94,7 +95,7 @@ class SpeculativeDecoder:
         max_depth: int | None = None,
         draft_temperature: float | None = None,
         lossy: bool = False,
-        graph: bool | str = "auto",
+        graph: bool | str = False,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         options = resolve_options(builder_options)

@@ -23,7 +23,7 @@ def load(
     builder_options: Mapping[str, Any] | None = None,
     draft_temperature: float | None = None,
     lossy: bool = False,
-    graph: bool | str = "auto",
+    graph: bool | str = False,
     tokenizer: Any = None,
     backend: str = "auto",
     device: Any = "auto",
