@@ -95,7 +95,7 @@ class DevicePair {
   /// `target`, `draft`: room for the longest row of a law, this pair's own.
   TREESPEC_DEVICE DevicePair(Context& context, double* target, double* draft)
       : context_(&context), target_(target), draft_(draft) {}
-  TREESPEC_DEVICE DevicePair() = default;
+  DevicePair() = default;  // unmarked: nvcc warns of marks on defaulted functions
 
   /// False: the row is no law, and the context knows why.
   TREESPEC_DEVICE_CALL bool load(int32_t node, bool drew) {
