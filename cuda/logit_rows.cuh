@@ -11,6 +11,8 @@
 #include "block_reduce.cuh"
 #include "shared/block_sum.hd.h"
 #include "shared/half.hd.h"
+#include "treespec/array_view.h"
+#include "treespec/error.h"
 #include "unrolled.cuh"
 
 namespace treespec::device {
@@ -91,6 +93,39 @@ struct Rows {
     return reinterpret_cast<uintptr_t>(row) % 16 == 0;
   }
 };
+
+/// The rows of a batch, `per_sequence` each, as kernels read them.
+template <class Element>
+Rows<Element> rows_of(const RowsView& view, int32_t per_sequence, const int32_t* counts) {
+  return {static_cast<const typename Element::Stored*>(view.data),
+          view.num_rows,
+          view.row_stride,
+          static_cast<int32_t>(view.width),
+          static_cast<int32_t>(shared::num_blocks(view.width)),
+          per_sequence,
+          counts};
+}
+
+/// run(Element) for the type of checked logits.
+template <class Run>
+void with_element(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return run(Float16{});
+    case DType::kBFloat16:
+      return run(BFloat16{});
+    default:
+      return run(Float32{});
+  }
+}
+
+/// Throws InvalidArgument for logits that no kernel reads.
+inline void check_logits(const char* who, const RowsView& rows) {
+  TREESPEC_CHECK(rows.dtype != DType::kFloat64, who,
+                 ": logits must be float32, float16 or bfloat16 on a device");
+  TREESPEC_CHECK(rows.width >= 1 && rows.width <= kMostVocab, who, ": V must be in [1, ",
+                 kMostVocab, "], got ", rows.width);
+}
 
 /// Sum of the lanes of a block, eight held by each thread, as shared::lane_tree; every thread gets
 /// it.

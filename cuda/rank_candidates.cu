@@ -241,14 +241,8 @@ template <class Element>
 void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
           const CandidateLists& lists, uint32_t* status) {
   const RowsView& view = logits.rows;
-  const int64_t num_blocks = shared::num_blocks(view.width);
-  const Rows<Element> rows{static_cast<const typename Element::Stored*>(view.data),
-                           view.num_rows,
-                           view.row_stride,
-                           static_cast<int32_t>(view.width),
-                           static_cast<int32_t>(num_blocks),
-                           logits.rows_per_sequence,
-                           logits.num_rows};
+  const auto rows = rows_of<Element>(view, logits.rows_per_sequence, logits.num_rows);
+  const int64_t num_blocks = rows.num_blocks;
   const Statistics statistics = Statistics::at(workspace, view.num_rows, num_blocks);
   constexpr int kWarps = SumBlocks<Element>::kWarps;
   simt::launch(stream, {(view.num_rows * num_blocks + kWarps - 1) / kWarps},
@@ -259,10 +253,7 @@ void rank(Stream stream, const LogitRows& logits, double scale, void* workspace,
 
 void check(const LogitRows& logits, double temperature, const CandidateLists& lists) {
   const RowsView& rows = logits.rows;
-  TREESPEC_CHECK(rows.dtype != DType::kFloat64,
-                 "rank_candidates: logits must be float32, float16 or bfloat16 on a device");
-  TREESPEC_CHECK(rows.width >= 1 && rows.width <= kMostVocab, "rank_candidates: V must be in [1, ",
-                 kMostVocab, "], got ", rows.width);
+  check_logits("rank_candidates", rows);
   TREESPEC_CHECK(logits.rows_per_sequence >= 1 && rows.num_rows >= 0 &&
                      rows.num_rows % logits.rows_per_sequence == 0,
                  "rank_candidates: num_rows must be a multiple of rows_per_sequence >= 1, got ",
@@ -283,14 +274,9 @@ void rank_candidates(Stream stream, const LogitRows& logits, double temperature,
                      const CandidateLists& lists, uint32_t* status) {
   check(logits, temperature, lists);
   const double scale = 1.0 / temperature;
-  switch (logits.rows.dtype) {
-    case DType::kFloat16:
-      return rank<Float16>(stream, logits, scale, workspace, lists, status);
-    case DType::kBFloat16:
-      return rank<BFloat16>(stream, logits, scale, workspace, lists, status);
-    default:
-      return rank<Float32>(stream, logits, scale, workspace, lists, status);
-  }
+  with_element(logits.rows.dtype, [&](auto element) {
+    rank<decltype(element)>(stream, logits, scale, workspace, lists, status);
+  });
 }
 
 }  // namespace treespec::device

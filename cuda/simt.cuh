@@ -21,8 +21,7 @@
 
 namespace treespec::simt {
 
-// --- Host
-// -----------------------------------------------------------------------------------------
+// --- Host ----------------------------------------------------------------------------------------
 
 /// Throws CudaError that names `what` unless the call succeeded, and clears the pending error.
 inline void check(cudaError_t status, const char* what) {
@@ -83,8 +82,7 @@ inline int device_count() {
   return status == cudaSuccess ? count : 0;
 }
 
-// --- Inside a kernel: where am I
-// ------------------------------------------------------------------
+// --- Inside a kernel: where am I -----------------------------------------------------------------
 
 TREESPEC_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 TREESPEC_DEVICE int lane() { return thread() % kWarpSize; }
@@ -99,8 +97,7 @@ TREESPEC_DEVICE char* shared_memory() {
   return treespec_shared_memory;
 }
 
-// --- Barriers and exchanges: every thread of the block, or every lane of the warp, takes part
-// -----
+// --- Barriers and exchanges: every thread of the block, or every lane of the warp, takes part ----
 
 /// Waits for all threads of the block; memory they wrote before is seen after.
 TREESPEC_DEVICE void sync_block() { __syncthreads(); }
@@ -153,8 +150,7 @@ TREESPEC_DEVICE uint32_t ballot(bool predicate) {
 /// Whether any lane's predicate holds.
 TREESPEC_DEVICE bool any(bool predicate) { return __any_sync(detail::kAllLanes, predicate) != 0; }
 
-// --- Atomics on shared or global memory; integers alone, float sums would depend on the order
-// -----
+// --- Atomics on shared or global memory; integers alone, float sums would depend on the order ----
 
 namespace detail {
 /// The type CUDA's atomics know for a 4- or 8-byte integer.
@@ -194,8 +190,7 @@ TREESPEC_DEVICE T atomic_or(T* address, std::common_type_t<T> value) {
   return static_cast<T>(atomicOr(reinterpret_cast<A*>(address), static_cast<A>(value)));
 }
 
-// --- Bits and wide memory access
-// ------------------------------------------------------------------
+// --- Bits and wide memory access -----------------------------------------------------------------
 
 /// Number of set bits.
 TREESPEC_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }

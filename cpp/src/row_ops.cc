@@ -22,10 +22,6 @@ TREESPEC_SIMD void exp_shifted(const float* score, int64_t size, double top, dou
   }
 }
 
-TREESPEC_SIMD void exp_shifted(const double* score, int64_t size, double top, double* weights) {
-  for (int64_t t = 0; t < size; ++t) weights[t] = shared::exp_nonpositive(score[t] - top);
-}
-
 /// Running maxima side by side: a single one is a chain of dependent steps, four times slower.
 template <class T>
 TREESPEC_INLINE T max_of(const T* values, int64_t size) {
@@ -41,20 +37,6 @@ TREESPEC_INLINE T max_of(const T* values, int64_t size) {
   T top = kLowest;
   for (const T value : lane) top = value > top ? value : top;
   for (; t < size; ++t) top = values[t] > top ? values[t] : top;
-  return top;
-}
-
-template <class T>
-TREESPEC_INLINE bool all_at_most_of(const T* values, int64_t size, T limit) {
-  int32_t bad = 0;
-  for (int64_t t = 0; t < size; ++t) bad |= !(values[t] <= limit);
-  return bad == 0;
-}
-
-template <class T>
-double exp_row_of(const T* score, int64_t size, double* weights) {
-  const auto top = static_cast<double>(max(score, size));
-  exp_shifted(score, size, top, weights);
   return top;
 }
 
@@ -139,10 +121,9 @@ class Leaders {
 }  // namespace
 
 double exp_row(const float* score, int64_t size, double* weights) {
-  return exp_row_of(score, size, weights);
-}
-double exp_row(const double* score, int64_t size, double* weights) {
-  return exp_row_of(score, size, weights);
+  const auto top = static_cast<double>(max(score, size));
+  exp_shifted(score, size, top, weights);
+  return top;
 }
 
 TREESPEC_SIMD uint64_t fixed_sum(const double* values, int64_t size) {
@@ -204,24 +185,9 @@ TREESPEC_SIMD float max(const float* values, int64_t size) { return max_of(value
 TREESPEC_SIMD double max(const double* values, int64_t size) { return max_of(values, size); }
 
 TREESPEC_SIMD bool all_at_most(const float* values, int64_t size, float limit) {
-  return all_at_most_of(values, size, limit);
-}
-TREESPEC_SIMD bool all_at_most(const double* values, int64_t size, double limit) {
-  return all_at_most_of(values, size, limit);
-}
-
-TREESPEC_SIMD void divide(float* values, int64_t size, float divisor) {
-  for (int64_t t = 0; t < size; ++t) values[t] /= divisor;
-}
-TREESPEC_SIMD void divide(double* values, int64_t size, double divisor) {
-  for (int64_t t = 0; t < size; ++t) values[t] /= divisor;
-}
-
-int64_t argmax(const float* values, int64_t size) {
-  return std::find(values, values + size, max(values, size)) - values;
-}
-int64_t argmax(const double* values, int64_t size) {
-  return std::find(values, values + size, max(values, size)) - values;
+  int32_t bad = 0;
+  for (int64_t t = 0; t < size; ++t) bad |= !(values[t] <= limit);
+  return bad == 0;
 }
 
 namespace {

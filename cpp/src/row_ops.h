@@ -14,7 +14,6 @@ namespace treespec::row {
 
 /// weights[t] = exp(score[t] - max), max over the row; returns max. -inf gives 0.
 double exp_row(const float* score, int64_t size, double* weights);
-double exp_row(const double* score, int64_t size, double* weights);
 
 /// Sum of floor(value * 2^60); values in [0, 8).
 uint64_t fixed_sum(const double* values, int64_t size);
@@ -40,13 +39,6 @@ float max(const float* values, int64_t size);
 double max(const double* values, int64_t size);
 /// Whether every value is <= limit; false when there is a NaN.
 bool all_at_most(const float* values, int64_t size, float limit);
-bool all_at_most(const double* values, int64_t size, double limit);
-/// values /= divisor.
-void divide(float* values, int64_t size, float divisor);
-void divide(double* values, int64_t size, double divisor);
-/// Id of the largest value, lowest among ties; no NaN.
-int64_t argmax(const float* values, int64_t size);
-int64_t argmax(const double* values, int64_t size);
 
 /// Entries first ... first + size of a row of any dtype, as float32.
 void to_float(const void* data, DType dtype, int64_t first, int64_t size, float* out);

@@ -111,14 +111,8 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
          const Verdicts& verdicts, uint32_t* status) {
   const Plan plan = plan_of(name);
   const RowsView& view = input.logits;
-  const int64_t num_blocks = shared::num_blocks(view.width);
-  const Rows<Element> rows{static_cast<const typename Element::Stored*>(view.data),
-                           view.num_rows,
-                           view.row_stride,
-                           static_cast<int32_t>(view.width),
-                           static_cast<int32_t>(num_blocks),
-                           input.trees.max_nodes,
-                           input.trees.num_nodes};
+  const auto rows = rows_of<Element>(view, input.trees.max_nodes, input.trees.num_nodes);
+  const int64_t num_blocks = rows.num_blocks;
   auto* numbers = static_cast<double*>(workspace);
   char* rule_memory = static_cast<char*>(workspace) + numbers_bytes(plan, input, verdicts);
   const size_t own_bytes = rule_bytes(plan, input);
@@ -153,10 +147,7 @@ void check(std::string_view name, const VerifyInput& input, const Verdicts& verd
   const Plan plan = plan_of(name);
   check_envelope(who, input.trees);
   const RowsView& rows = input.logits;
-  TREESPEC_CHECK(rows.dtype != DType::kFloat64, who,
-                 ": logits must be float32, float16 or bfloat16 on a device");
-  TREESPEC_CHECK(rows.width >= 1 && rows.width <= kMostVocab, who, ": V must be in [1, ",
-                 kMostVocab, "], got ", rows.width);
+  check_logits(who, rows);
   const int64_t num_rows = int64_t{input.trees.batch} * input.trees.max_nodes;
   TREESPEC_CHECK(rows.num_rows == num_rows, who,
                  ": logits must have batch * max_nodes = ", num_rows, " rows, got ", rows.num_rows);
@@ -188,14 +179,9 @@ void verify(Stream stream, std::string_view verifier, const VerifyInput& input, 
             size_t workspace_bytes, const Verdicts& verdicts, uint32_t* status) {
   check_workspace("device::verify", workspace, workspace_bytes,
                   verify_workspace_bytes(verifier, input, verdicts));
-  switch (input.logits.dtype) {
-    case DType::kFloat16:
-      return run<Float16>(stream, verifier, input, workspace, verdicts, status);
-    case DType::kBFloat16:
-      return run<BFloat16>(stream, verifier, input, workspace, verdicts, status);
-    default:
-      return run<Float32>(stream, verifier, input, workspace, verdicts, status);
-  }
+  with_element(input.logits.dtype, [&](auto element) {
+    run<decltype(element)>(stream, verifier, input, workspace, verdicts, status);
+  });
 }
 
 }  // namespace treespec::device

@@ -122,8 +122,7 @@ void check_same(const ScoredTrie& trie, const std::vector<Node>& expected) {
   }
 }
 
-// --- n-grams
-// ----------------------------------------------------------------------------------------
+// --- n-grams -------------------------------------------------------------------------------------
 
 /// Ends of the earlier occurrences of the longest n-gram that has any, latest first.
 Tokens brute_force_hits(const Tokens& text, const NgramOptions& options) {
@@ -207,8 +206,7 @@ void an_ngram_draft_follows_a_loop_to_any_depth() {
   CHECK(trie.token == (Tokens{9, 7, 8, 9, 7, 8, 9, 7, 8, 9}));
 }
 
-// --- suffixes
-// ---------------------------------------------------------------------------------------
+// --- suffixes ------------------------------------------------------------------------------------
 
 /// Longest suffix, at most `limit`, that also ends before the last token.
 int32_t brute_force_match(const Tokens& text, int32_t limit) {
@@ -303,8 +301,7 @@ void a_unary_text_stays_cheap_and_exact() {
   CHECK_EQUAL(trie.size(), 64);
 }
 
-// --- both
-// -------------------------------------------------------------------------------------------
+// --- both ----------------------------------------------------------------------------------------
 
 template <class Draft>
 void a_drafter_is_unchanged_by_drafting(Draft&& drafted, Draft&& plain) {

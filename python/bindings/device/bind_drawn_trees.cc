@@ -21,8 +21,7 @@ device::LawOutput law_of(DeviceCall& call, const py::object& law, int32_t list_w
   return out;
 }
 
-// --- shapes
-// ---------------------------------------------------------------------------------------
+// --- shapes --------------------------------------------------------------------------------------
 
 device::ShapeSource shape_of(DeviceCall& call, const py::object& shape) {
   device::ShapeSource out;
@@ -116,8 +115,48 @@ law: row_of_node [B, M], row_offset [B * M + 1] int64, token and prob [B * M * l
 deterministic trees.)");
 }
 
-// --- paths
-// ----------------------------------------------------------------------------------------
+// --- What paths and slots share -----------------------------------------------------------------
+
+/// `Family`: the ops of the builders that draw from lists without a shape.
+template <class Family>
+void* drawn_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
+                      int32_t list_width) {
+  return call.workspace(workspace,
+                        Family::workspace_bytes(trees.batch, trees.max_nodes, list_width));
+}
+
+template <class Family>
+void begin(uintptr_t stream, const py::object& options, int32_t list_width,
+           const py::object& request, const py::object& trees, const py::object& workspace,
+           const py::object& frontier, const py::object& status) {
+  DeviceCall call(Family::begin_name);
+  const device::Trees to = whole_trees(call, trees);
+  const device::BuildRequest wanted = request_of(call, request);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = drawn_workspace<Family>(call, workspace, to, list_width);
+  uint32_t* word = status_of(call, status);
+  const auto with = Family::options(options);
+  const py::gil_scoped_release release;
+  Family::begin(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
+}
+
+template <class Family>
+void grow(uintptr_t stream, const py::object& options, const py::object& key,
+          const py::object& lists, const py::object& trees, const py::object& workspace,
+          const py::object& frontier, const py::object& status) {
+  DeviceCall call(Family::grow_name);
+  const device::Trees to = whole_trees(call, trees);
+  const RoundKey* keys = keys_of(call, key);
+  const device::ListSource from = lists_of(call, lists);
+  const device::Frontier nodes = frontier_of(call, frontier);
+  void* memory = drawn_workspace<Family>(call, workspace, to, from.width);
+  uint32_t* word = status_of(call, status);
+  const auto with = Family::options(options);
+  const py::gil_scoped_release release;
+  Family::grow(stream_of(stream), with, keys, from, to, memory, nodes, word);
+}
+
+// --- paths ---------------------------------------------------------------------------------------
 
 device::PathOptions path_options(const py::object& options) {
   device::PathOptions out;
@@ -129,47 +168,20 @@ device::PathOptions path_options(const py::object& options) {
   return out;
 }
 
-void* paths_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
-                      int32_t list_width) {
-  return call.workspace(workspace,
-                        device::paths_workspace_bytes(trees.batch, trees.max_nodes, list_width));
-}
-
-void begin_paths(uintptr_t stream, const py::object& options, int32_t list_width,
-                 const py::object& request, const py::object& trees, const py::object& workspace,
-                 const py::object& frontier, const py::object& status) {
-  DeviceCall call("begin_paths");
-  const device::Trees to = whole_trees(call, trees);
-  const device::BuildRequest wanted = request_of(call, request);
-  const device::Frontier nodes = frontier_of(call, frontier);
-  void* memory = paths_workspace(call, workspace, to, list_width);
-  uint32_t* word = status_of(call, status);
-  const device::PathOptions with = path_options(options);
-  const py::gil_scoped_release release;
-  device::begin_paths(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
-}
-
-void grow_paths(uintptr_t stream, const py::object& options, const py::object& key,
-                const py::object& lists, const py::object& trees, const py::object& workspace,
-                const py::object& frontier, const py::object& status) {
-  DeviceCall call("grow_paths");
-  const device::Trees to = whole_trees(call, trees);
-  const RoundKey* keys = keys_of(call, key);
-  const device::ListSource from = lists_of(call, lists);
-  const device::Frontier nodes = frontier_of(call, frontier);
-  void* memory = paths_workspace(call, workspace, to, from.width);
-  uint32_t* word = status_of(call, status);
-  const device::PathOptions with = path_options(options);
-  const py::gil_scoped_release release;
-  device::grow_paths(stream_of(stream), with, keys, from, to, memory, nodes, word);
-}
+struct Paths {
+  static constexpr auto options = path_options;
+  static constexpr auto workspace_bytes = device::paths_workspace_bytes;
+  static constexpr auto begin = device::begin_paths;
+  static constexpr auto grow = device::grow_paths;
+  static constexpr const char *begin_name = "begin_paths", *grow_name = "grow_paths";
+};
 
 void finish_paths(uintptr_t stream, int32_t list_width, const py::object& request,
                   const py::object& workspace, const py::object& trees, const py::object& law) {
   DeviceCall call("finish_paths");
   const device::Trees to = whole_trees(call, trees);
   const device::BuildRequest wanted = request_of(call, request);
-  void* memory = paths_workspace(call, workspace, to, list_width);
+  void* memory = drawn_workspace<Paths>(call, workspace, to, list_width);
   const device::LawOutput laws = law_of(call, law, list_width);
   const py::gil_scoped_release release;
   device::finish_paths(stream_of(stream), list_width, wanted, memory, to, laws);
@@ -178,13 +190,13 @@ void finish_paths(uintptr_t stream, int32_t list_width, const py::object& reques
 void bind_paths(py::module_& m) {
   m.def("paths_workspace_bytes", &device::paths_workspace_bytes, py::arg("batch"),
         py::arg("max_nodes"), py::arg("list_width"));
-  m.def("begin_paths", &begin_paths, py::arg("stream"), py::arg("options"), py::arg("list_width"),
+  m.def("begin_paths", &begin<Paths>, py::arg("stream"), py::arg("options"), py::arg("list_width"),
         py::arg("request"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"),
         R"(Builders "rollouts" and "delayed": starts with the frontier [root].
 
 options: num_paths, trunk, branch, rollouts, max_depth.)");
-  m.def("grow_paths", &grow_paths, py::arg("stream"), py::arg("options"), py::arg("key"),
+  m.def("grow_paths", &grow<Paths>, py::arg("stream"), py::arg("options"), py::arg("key"),
         py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"), "Draws a level; key and lists as for grow_shape.");
   m.def("finish_paths", &finish_paths, py::arg("stream"), py::arg("list_width"), py::arg("request"),
@@ -192,8 +204,7 @@ options: num_paths, trunk, branch, rollouts, max_depth.)");
         "Writes every array of `trees` and their laws, as finish_shape.");
 }
 
-// --- slots
-// ----------------------------------------------------------------------------------------
+// --- slots ---------------------------------------------------------------------------------------
 
 device::SlotOptions slot_options(const py::object& options) {
   device::SlotOptions out;
@@ -202,40 +213,13 @@ device::SlotOptions slot_options(const py::object& options) {
   return out;
 }
 
-void* slots_workspace(DeviceCall& call, const py::object& workspace, const device::Trees& trees,
-                      int32_t list_width) {
-  return call.workspace(workspace,
-                        device::slots_workspace_bytes(trees.batch, trees.max_nodes, list_width));
-}
-
-void begin_slots(uintptr_t stream, const py::object& options, int32_t list_width,
-                 const py::object& request, const py::object& trees, const py::object& workspace,
-                 const py::object& frontier, const py::object& status) {
-  DeviceCall call("begin_slots");
-  const device::Trees to = whole_trees(call, trees);
-  const device::BuildRequest wanted = request_of(call, request);
-  const device::Frontier nodes = frontier_of(call, frontier);
-  void* memory = slots_workspace(call, workspace, to, list_width);
-  uint32_t* word = status_of(call, status);
-  const device::SlotOptions with = slot_options(options);
-  const py::gil_scoped_release release;
-  device::begin_slots(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
-}
-
-void grow_slots(uintptr_t stream, const py::object& options, const py::object& key,
-                const py::object& lists, const py::object& trees, const py::object& workspace,
-                const py::object& frontier, const py::object& status) {
-  DeviceCall call("grow_slots");
-  const device::Trees to = whole_trees(call, trees);
-  const RoundKey* keys = keys_of(call, key);
-  const device::ListSource from = lists_of(call, lists);
-  const device::Frontier nodes = frontier_of(call, frontier);
-  void* memory = slots_workspace(call, workspace, to, from.width);
-  uint32_t* word = status_of(call, status);
-  const device::SlotOptions with = slot_options(options);
-  const py::gil_scoped_release release;
-  device::grow_slots(stream_of(stream), with, keys, from, to, memory, nodes, word);
-}
+struct Slots {
+  static constexpr auto options = slot_options;
+  static constexpr auto workspace_bytes = device::slots_workspace_bytes;
+  static constexpr auto begin = device::begin_slots;
+  static constexpr auto grow = device::grow_slots;
+  static constexpr const char *begin_name = "begin_slots", *grow_name = "grow_slots";
+};
 
 void finish_slots(uintptr_t stream, int32_t list_width, const py::object& request,
                   const py::object& workspace, const py::object& trees, const py::object& law,
@@ -243,7 +227,7 @@ void finish_slots(uintptr_t stream, int32_t list_width, const py::object& reques
   DeviceCall call("finish_slots");
   const device::Trees to = whole_trees(call, trees);
   const device::BuildRequest wanted = request_of(call, request);
-  void* memory = slots_workspace(call, workspace, to, list_width);
+  void* memory = drawn_workspace<Slots>(call, workspace, to, list_width);
   const device::LawOutput laws = law_of(call, law, list_width);
   uint32_t* word = status_of(call, status);
   const py::gil_scoped_release release;
@@ -253,13 +237,13 @@ void finish_slots(uintptr_t stream, int32_t list_width, const py::object& reques
 void bind_slots(py::module_& m) {
   m.def("slots_workspace_bytes", &device::slots_workspace_bytes, py::arg("batch"),
         py::arg("max_nodes"), py::arg("list_width"));
-  m.def("begin_slots", &begin_slots, py::arg("stream"), py::arg("options"), py::arg("list_width"),
+  m.def("begin_slots", &begin<Slots>, py::arg("stream"), py::arg("options"), py::arg("list_width"),
         py::arg("request"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"),
         R"(Builders "dyspec" and "dyspec_threshold": starts with the frontier [root].
 
 options: max_depth, threshold. The frontier needs room for M - 1 nodes.)");
-  m.def("grow_slots", &grow_slots, py::arg("stream"), py::arg("options"), py::arg("key"),
+  m.def("grow_slots", &grow<Slots>, py::arg("stream"), py::arg("options"), py::arg("key"),
         py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"), "Draws slots; key and lists as for grow_shape.");
   m.def("finish_slots", &finish_slots, py::arg("stream"), py::arg("list_width"), py::arg("request"),

@@ -18,8 +18,7 @@ void build_best_first(uintptr_t stream, const py::object& lists, int32_t max_dep
   device::build_best_first(stream_of(stream), from, max_depth, wanted, to, word);
 }
 
-// --- layers
-// ---------------------------------------------------------------------------------------
+// --- layers --------------------------------------------------------------------------------------
 
 device::LayerOptions layer_options(const py::object& options) {
   device::LayerOptions out;

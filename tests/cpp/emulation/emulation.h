@@ -21,8 +21,7 @@ class Mistake : public std::logic_error {
 /// ascending; each other seed is an order of its own.
 void set_order(uint64_t seed);
 
-// --- For simt.cuh
-// ---------------------------------------------------------------------------------
+// --- For simt.cuh --------------------------------------------------------------------------------
 
 /// Place in the source; equal for all threads that arrive at one barrier together.
 struct Site {

@@ -18,8 +18,7 @@
 
 namespace treespec::simt {
 
-// --- Host
-// -----------------------------------------------------------------------------------------
+// --- Host ----------------------------------------------------------------------------------------
 
 /// Runs the whole launch before it returns; throws emulation::Mistake.
 template <class Kernel>
@@ -41,8 +40,7 @@ inline void memset_async(Stream /*stream*/, void* to, int value, size_t bytes) {
 /// One: this machine.
 inline int device_count() { return 1; }
 
-// --- Inside a kernel: where am I
-// ------------------------------------------------------------------
+// --- Inside a kernel: where am I -----------------------------------------------------------------
 
 inline int thread() { return emulation::position->thread; }
 inline int lane() { return thread() % kWarpSize; }
@@ -54,8 +52,7 @@ inline int num_blocks() { return emulation::position->num_blocks; }
 /// Full of rubbish when a block starts; a write past its end is found when the block ends.
 inline char* shared_memory() { return emulation::position->shared_memory; }
 
-// --- Barriers and exchanges
-// -----------------------------------------------------------------------
+// --- Barriers and exchanges ----------------------------------------------------------------------
 
 // The default arguments are the place of the call: threads must meet at one place.
 #define TREESPEC_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -107,8 +104,7 @@ inline bool any(bool predicate, TREESPEC_SITE) {
 
 #undef TREESPEC_SITE
 
-// --- Atomics
-// --------------------------------------------------------------------------------------
+// --- Atomics -------------------------------------------------------------------------------------
 
 namespace detail {
 template <class T>
@@ -143,8 +139,7 @@ T atomic_or(T* address, std::common_type_t<T> value) {
   return detail::exchange_memory(address, *address | value);
 }
 
-// --- Bits and wide memory access
-// ------------------------------------------------------------------
+// --- Bits and wide memory access -----------------------------------------------------------------
 
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(uint32_t bits) { return bits == 0 ? -1 : __builtin_ctz(bits); }
