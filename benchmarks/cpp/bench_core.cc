@@ -28,6 +28,26 @@ TokenTree sampled_tree(treespec::Proposal proposal, int32_t num_nodes) {
   return tree;
 }
 
+/// Rows of logits, counted when a verifier asks for one.
+class CountedRows final : public treespec::TargetRows {
+ public:
+  explicit CountedRows(treespec::LogitRows& rows) : rows_(rows) {}
+  int32_t vocab_size() const override { return rows_.vocab_size(); }
+  void load(int32_t node, treespec::ArrayView<const int32_t> without,
+            treespec::TargetRow& row) override {
+    ++count;
+    rows_.load(node, without, row);
+  }
+  int32_t argmax(int32_t node) override {
+    ++count;
+    return rows_.argmax(node);
+  }
+  int64_t count = 0;
+
+ private:
+  treespec::LogitRows& rows_;
+};
+
 void bench_verify(Report& report) {
   constexpr int32_t kNodes = 64;
   std::vector<float> block = bench::logit_rows(kNodes + 1);
@@ -54,7 +74,12 @@ void bench_verify(Report& report) {
     double temperature;
   } cases[] = {{"greedy", treespec::Proposal::kDeterministic, 0.0},
                {"target_only", treespec::Proposal::kDeterministic, 0.7},
-               {"recursive_rejection", treespec::Proposal::kIid, 0.7}};
+               {"recursive_rejection", treespec::Proposal::kIid, 0.7},
+               {"naive_tree", treespec::Proposal::kIid, 0.7},
+               {"spectr", treespec::Proposal::kIid, 0.7},
+               {"khisti", treespec::Proposal::kIid, 0.7},
+               {"traversal", treespec::Proposal::kIid, 0.7},
+               {"top_plus_one", treespec::Proposal::kTopPlusOne, 0.7}};
   for (const auto& one : cases) {
     const TokenTree tree = sampled_tree(one.proposal, kNodes);
     treespec::SamplingParams params;
@@ -63,10 +88,11 @@ void bench_verify(Report& report) {
     const auto verify = [&] {
       const treespec::RowsView logits{pool.next(), treespec::DType::kFloat32, kNodes + 1, kVocab,
                                       kVocab};
-      treespec::LogitRows rows(logits, tree, params, {}, nullptr);
+      treespec::LogitRows logit_rows(logits, tree, params, {}, nullptr);
+      CountedRows rows(logit_rows);
       const treespec::Verdict verdict = treespec::verify(
           one.verifier, tree, rows, treespec::DraftLaw(law), treespec::Coins({1, 2, 3}));
-      visited = verdict.num_accepted() + 1;
+      visited = rows.count;
       sink = verdict.next_token;
     };
     verify();
