@@ -5,7 +5,9 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "treespec/candidates.h"
 #include "treespec/error.h"
@@ -151,6 +153,37 @@ ArrayView<const CandidateRow> Transitions::rows(ArrayView<const FrontierNode> no
     rows_.push_back(inside ? lists_.row(int64_t{node.depth} * num_rows_ + row) : kNoChildren);
   }
   return rows_;
+}
+
+void link_transitions(const int32_t* token, const float* logprob, const int32_t* owner,
+                      int32_t depth, int32_t num_rows, int32_t width, int32_t* linked_token,
+                      float* linked_logprob, int32_t* next) {
+  TREESPEC_CHECK(depth >= 1, "Transitions: depth must be >= 1, got ", depth);
+  TREESPEC_CHECK(num_rows >= 1, "Transitions: num_rows must be >= 1, got ", num_rows);
+  TREESPEC_CHECK(width >= 1, "Transitions: width must be >= 1, got ", width);
+  const int64_t entries = int64_t{num_rows} * width;
+  std::fill_n(linked_token, entries, 0);
+  std::fill_n(linked_logprob, entries, -std::numeric_limits<float>::infinity());
+  std::copy_n(token, width, linked_token);
+  std::copy_n(logprob, width, linked_logprob);
+  std::copy_n(token + width, (depth - 1) * entries, linked_token + entries);
+  std::copy_n(logprob + width, (depth - 1) * entries, linked_logprob + entries);
+  std::fill_n(next, depth * entries, -1);
+  std::vector<std::pair<int32_t, int32_t>> rows;  // (owner, row) of a depth
+  for (int32_t d = 0; d + 1 < depth; ++d) {
+    rows.clear();
+    for (int32_t r = 0; r < num_rows; ++r) {
+      const int32_t by = owner[int64_t{d} * num_rows + r];
+      if (by >= 0) rows.emplace_back(by, r);
+    }
+    std::sort(rows.begin(), rows.end());
+    const int64_t size = d == 0 ? width : entries;
+    for (int64_t i = d * entries; i < d * entries + size; ++i) {
+      const int32_t by = linked_token[i];
+      const auto first = std::lower_bound(rows.begin(), rows.end(), std::pair(by, 0));
+      if (first != rows.end() && first->first == by) next[i] = first->second;
+    }
+  }
 }
 
 Trie::Trie(ArrayView<const int32_t> parent, ArrayView<const int32_t> token,

@@ -24,14 +24,20 @@ py::array plain_array(const py::object& values, const char* name) {
   return py::module_::import("numpy").attr("asarray")(plain);
 }
 
-/// A private, contiguous copy with the wanted number of dimensions.
+/// Contiguous, with the wanted number of dimensions; the caller's own memory where it is already.
 template <class T>
-Dense<T> own(const py::object& values, py::ssize_t ndim, const char* name) {
+Dense<T> dense(const py::object& values, py::ssize_t ndim, const char* name) {
   const auto array = Dense<T>::ensure(plain_array<T>(values, name));
   TREESPEC_CHECK(static_cast<bool>(array), name, " must be numbers");
   TREESPEC_CHECK(array.ndim() == ndim, name, " must have ", ndim, " dimensions, got ",
                  array.ndim());
-  return py::cast<Dense<T>>(array.attr("copy")());
+  return array;
+}
+
+/// A private copy of it.
+template <class T>
+Dense<T> own(const py::object& values, py::ssize_t ndim, const char* name) {
+  return py::cast<Dense<T>>(dense<T>(values, ndim, name).attr("copy")());
 }
 
 template <class A, class B>
@@ -74,19 +80,46 @@ PySource marginals_from_logits(const py::object& logits, int32_t width, double t
   return out;
 }
 
+PySource transitions_of(const Dense<int32_t>& token, const Dense<float>& logprob,
+                        const Dense<int32_t>& next) {
+  PySource out;
+  out.kept = {token, logprob, next};
+  out.source = std::make_shared<Transitions>(
+      token.data(), logprob.data(), next.data(), static_cast<int32_t>(token.shape(0)),
+      static_cast<int32_t>(token.shape(1)), static_cast<int32_t>(token.shape(2)));
+  return out;
+}
+
 PySource make_transitions(const py::object& token, const py::object& logprob,
                           const py::object& next) {
-  PySource out;
   const auto ids = own<int32_t>(token, 3, "Transitions: token");
   const auto scores = own<float>(logprob, 3, "Transitions: logprob");
   const auto links = own<int32_t>(next, 3, "Transitions: next");
   same_shape(ids, scores, "Transitions: token and logprob");
   same_shape(ids, links, "Transitions: token and next");
-  out.kept = {ids, scores, links};
-  out.source = std::make_shared<Transitions>(
-      ids.data(), scores.data(), links.data(), static_cast<int32_t>(ids.shape(0)),
-      static_cast<int32_t>(ids.shape(1)), static_cast<int32_t>(ids.shape(2)));
-  return out;
+  return transitions_of(ids, scores, links);
+}
+
+PySource linked_transitions(const py::object& token, const py::object& logprob,
+                            const py::object& owner) {
+  const auto ids = dense<int32_t>(token, 2, "Transitions: token");
+  const auto scores = dense<float>(logprob, 2, "Transitions: logprob");
+  const auto owners = dense<int32_t>(owner, 2, "Transitions: owner");
+  same_shape(ids, scores, "Transitions: token and logprob");
+  const py::ssize_t levels = owners.shape(0), rows = owners.shape(1);
+  TREESPEC_CHECK(rows >= 1 || levels == 0,
+                 "Transitions: owner must be [D - 1, R] with R >= 1, got [", levels, ", 0]");
+  const py::ssize_t num_lists = 1 + levels * rows;
+  TREESPEC_CHECK(ids.shape(0) == num_lists,
+                 "Transitions: token must have 1 + (D - 1) * R = ", num_lists,
+                 " lists for an owner of [", levels, ", ", rows, "], got ", ids.shape(0));
+  const std::vector<py::ssize_t> shape{levels + 1, std::max<py::ssize_t>(rows, 1), ids.shape(1)};
+  Dense<int32_t> linked_token(shape), next(shape);
+  Dense<float> linked_logprob(shape);
+  link_transitions(ids.data(), scores.data(), owners.data(), static_cast<int32_t>(shape[0]),
+                   static_cast<int32_t>(shape[1]), static_cast<int32_t>(shape[2]),
+                   linked_token.mutable_data(), linked_logprob.mutable_data(), next.mutable_data());
+  return transitions_of(linked_token, linked_logprob, next);
 }
 
 PySource make_trie(const py::object& parent, const py::object& token, const py::object& logprob) {
@@ -142,7 +175,24 @@ token, logprob, next [D, R, K]; next[d, r, k] is the row of depth d + 1 that con
       .def(py::init([](const py::object& t, const py::object& l, const py::object& n) {
              return PyTransitions{make_transitions(t, l, n)};
            }),
-           py::arg("token"), py::arg("logprob"), py::arg("next"));
+           py::arg("token"), py::arg("logprob"), py::arg("next"))
+      .def_static(
+          "linked",
+          [](const py::object& token, const py::object& logprob, const py::object& owner) {
+            return PyTransitions{linked_transitions(token, logprob, owner)};
+          },
+          py::arg("token"), py::arg("logprob"), py::arg("owner"),
+          R"(Finds the links of a drafter that conditions on the token before, and on nothing earlier.
+
+token, logprob [1 + (D - 1) * R, K]: the root's list, then the R lists of each further depth;
+owner [D - 1, R]: list r of depth d + 1 stands below the nodes whose token is owner[d, r], below
+none if that is negative. A candidate goes on at the first list that its token owns; without one it
+is a leaf. D = 1 takes an owner of [0, R]. Integers of 32 bits, logprob as for Transitions; copied.
+`arrays` are token, logprob and next [D, R, K], depth 0 padded with lists that nobody reads. Raises
+ValueError for shapes that do not fit, and for what Transitions refuses.
+
+Source: the drafter of Rheinboldt, Berdoz, Wattenhofer, "TreeFlash: Parallel AR-Approximation for
+Faster Speculative Decoding", 2026, arXiv 2606.03819.)");
   py::class_<PyTrie, PySource>(m, "Trie", R"(Scored nodes of suffix trees, n-grams and retrieval.
 
 parent [n] (-1 is the root, parents first), token [n], logprob [n] conditional on the parent. Copied.)")

@@ -116,6 +116,19 @@ class Transitions final : public CandidateSource {
   std::vector<CandidateRow> rows_;
 };
 
+/// The arrays of Transitions from the lists of a drafter that conditions on the token before and on
+/// nothing earlier, and so computes them all at once. `token`, `logprob`
+/// `[1 + (depth - 1) * num_rows, width]`: the root's list, then `num_rows` lists a depth. `owner`
+/// `[depth - 1, num_rows]`: list r of depth d stands below the nodes whose token is
+/// owner[d - 1, r], below none if that is negative. Writes `[depth, num_rows, width]`: of equal
+/// owners the first is followed, a token that owns no list is a leaf; lists 1 ... of depth 0 are
+/// padding (token 0, logprob -inf). Throws InvalidArgument for sizes below 1.
+/// Source: the drafter of Rheinboldt, Berdoz, Wattenhofer, "TreeFlash: Parallel AR-Approximation
+/// for Faster Speculative Decoding", 2026, arXiv 2606.03819.
+void link_transitions(const int32_t* token, const float* logprob, const int32_t* owner,
+                      int32_t depth, int32_t num_rows, int32_t width, int32_t* linked_token,
+                      float* linked_logprob, int32_t* next);
+
 /// Scored nodes `(parent, token, logprob)` of suffix trees, n-grams and retrieval; parents come
 /// first, -1 is the root, `logprob` is conditional on the parent. Copies its input.
 class Trie final : public CandidateSource {

@@ -108,6 +108,21 @@ class Transitions(CandidateSource):
     token, logprob, next [D, R, K]; next[d, r, k] is the row of depth d + 1 that continues this child,
     -1 for a leaf; depth 0 uses row 0 only. Copied.
     """
+    @staticmethod
+    def linked(token: typing.Any, logprob: typing.Any, owner: typing.Any) -> Transitions:
+        """
+        Finds the links of a drafter that conditions on the token before, and on nothing earlier.
+        
+        token, logprob [1 + (D - 1) * R, K]: the root's list, then the R lists of each further depth;
+        owner [D - 1, R]: list r of depth d + 1 stands below the nodes whose token is owner[d, r], below
+        none if that is negative. A candidate goes on at the first list that its token owns; without one it
+        is a leaf. D = 1 takes an owner of [0, R]. Integers of 32 bits, logprob as for Transitions; copied.
+        `arrays` are token, logprob and next [D, R, K], depth 0 padded with lists that nobody reads. Raises
+        ValueError for shapes that do not fit, and for what Transitions refuses.
+        
+        Source: the drafter of Rheinboldt, Berdoz, Wattenhofer, "TreeFlash: Parallel AR-Approximation for
+        Faster Speculative Decoding", 2026, arXiv 2606.03819.
+        """
     def __init__(self, token: typing.Any, logprob: typing.Any, next: typing.Any) -> None:
         ...
 class Trie(CandidateSource):

@@ -58,6 +58,29 @@ class Transitions:
     next: Any
 
 
+def link_transitions(token: Any, logprob: Any, owner: Any) -> Transitions:
+    """`Transitions` of a drafter that conditions on the token before, and on nothing earlier.
+
+    ``token``, ``logprob`` [1 + (D - 1) * R, K]: the root's list, then R lists per depth; ``owner``
+    [D - 1, R]: the token below which list r of a depth stands, negative for none. Of equal owners
+    the first is followed. Depth 0 is padded with lists that nobody reads.
+
+    Source: Rheinboldt, Berdoz, Wattenhofer, "TreeFlash: Parallel AR-Approximation for Faster
+    Speculative Decoding", 2026, arXiv 2606.03819 (the drafter).
+    """
+    below = [[int(t) for t in row] for row in owner]
+    num_rows = max(1, np.shape(owner)[1])
+    shape = (len(below) + 1, num_rows, np.shape(token)[1])
+    tokens, follow = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    scores = np.full(shape, -np.inf, np.float32)
+    for place, (ids, row) in enumerate(zip(token, logprob, strict=True)):
+        d, r = (0, 0) if place == 0 else (1 + (place - 1) // num_rows, (place - 1) % num_rows)
+        tokens[d, r], scores[d, r] = ids, row
+        owners = below[d] if d < len(below) else []
+        follow[d, r] = [owners.index(t) if t >= 0 and t in owners else -1 for t in map(int, ids)]
+    return Transitions(tokens, scores, follow)
+
+
 @dataclass
 class Trie:
     """Scored nodes; ``parent`` -1 is the root, parents first, ``logprob`` is conditional."""
