@@ -133,6 +133,58 @@ def test_candidates_equal_those_of_the_core(rng, place, dtype):
     np.testing.assert_array_equal(bits_of(lists.logprob.cpu()), bits_of(logprob))
 
 
+def random_lists(rng, batch, depth, rows, width):
+    """Ranked lists of a conditional drafter, and their owners; some own nothing."""
+    lists = 1 + (depth - 1) * rows
+    token, score, _ = random_tables(rng, batch, lists, width)
+    owner = rng.integers(-2, VOCAB, (batch, depth - 1, rows)).astype(np.int32)
+    known = rng.random(owner.shape) < 0.7
+    owner[known] = rng.choice(token.reshape(-1), owner.shape)[known]
+    return token, score, owner
+
+
+@pytest.mark.parametrize(("depth", "rows", "width"), [(4, 5, 6), (1, 3, 6), (3, 1, 1), (3, 40, 48)])
+def test_linked_lists_and_their_trees_equal_those_of_the_core(rng, place, depth, rows, width):
+    token, score, owner = random_lists(rng, 3, depth, rows, width)
+    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+    linked = device.link_transitions(lists, torch.tensor(owner).to(place))
+    assert linked.kind == "Transitions"
+    sources = [treespec.Transitions.linked(token[b], score[b], owner[b]) for b in range(3)]
+    for ours, known in zip(linked, zip(*(s.arrays for s in sources), strict=True), strict=True):
+        assert ours.cpu().numpy().tobytes() == np.stack(known).tobytes()
+    for name in ("dtree", "opt_tree"):
+        status = device.new_status(3, place)
+        built = device.build_tree(name, linked, 20, status=status)
+        device.check_status(status)
+        check_trees(built, [treespec.build_tree(name, source, 20) for source in sources])
+
+
+def test_one_level_is_linked_without_owners(place):
+    lists = device.CandidateLists(
+        ints([[[5, 2]]], place), torch.tensor([[[-0.5, -1.5]]], device=place)
+    )
+    linked = device.link_transitions(lists, ints([], place).reshape(1, 0, 0))
+    assert linked.token.tolist() == [[[[5, 2]]]]
+    assert linked.next.tolist() == [[[[-1, -1]]]]
+
+
+def test_lists_that_do_not_fit_their_owners_are_refused(rng, place):
+    token, score, owner = (
+        torch.tensor(a).to(place) for a in random_lists(rng, 3, depth=4, rows=5, width=6)
+    )
+    lists = device.CandidateLists(token, score)
+    message = r"link_transitions: lists.token must be .* \[3, 16, 6\], got .* \[3, 15, 6\]"
+    with pytest.raises(ValueError, match=message):
+        device.link_transitions(device.CandidateLists(token[:, 1:].contiguous(), score), owner)
+    with pytest.raises(ValueError, match=r"lists.token must be .* \[3, 13, 6\], got"):
+        device.link_transitions(lists, owner[..., 1:].contiguous())
+    with pytest.raises(ValueError, match=r"owner must be 32-bit integers \[3, 3, 5\], got 64-bit"):
+        device.link_transitions(lists, owner.long())
+    wide = device.CandidateLists(token.new_zeros(1, 1026, 1), score.new_zeros(1, 1026, 1))
+    with pytest.raises(ValueError, match=r"num_rows must be in \[1, 1024\], got 1025"):
+        device.link_transitions(wide, owner.new_zeros(1, 1, 1025))
+
+
 # --- mask -----------------------------------------------------------------------------------------
 
 

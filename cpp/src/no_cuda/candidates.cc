@@ -14,4 +14,9 @@ void rank_candidates(Stream /*stream*/, const LogitRows& /*logits*/, double /*te
   throw_no_cuda("rank_candidates");
 }
 
+void link_transitions(Stream /*stream*/, const CandidateLists& /*lists*/, const int32_t* /*owner*/,
+                      const TransitionLists& /*linked*/) {
+  throw_no_cuda("link_transitions");
+}
+
 }  // namespace treespec::device

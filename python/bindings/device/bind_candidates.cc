@@ -24,6 +24,28 @@ void rank_candidates(uintptr_t stream, const py::object& logits, double temperat
   device::rank_candidates(stream_of(stream), from, temperature, memory, to, word);
 }
 
+void link_transitions(uintptr_t stream, const py::object& lists, const py::object& owner,
+                      const py::object& linked) {
+  DeviceCall call("link_transitions");
+  device::TransitionLists to;
+  to.token = call.field<int32_t>("linked", linked, "token", "BDRK");
+  to.logprob = call.field<float>("linked", linked, "logprob", "BDRK");
+  to.next = call.field<int32_t>("linked", linked, "next", "BDRK");
+  to.batch = call.size('B');
+  to.depth = call.size('D');
+  to.num_rows = call.size('R');
+  to.width = call.size('K');
+  call.set_size('L', 1 + (to.depth - 1) * to.num_rows);
+  call.set_size('O', to.depth - 1);
+  device::CandidateLists from;
+  from.token = call.field<int32_t>("lists", lists, "token", "BLK");
+  from.logprob = call.field<float>("lists", lists, "logprob", "BLK");
+  from.width = to.width;
+  const auto* owners = to.depth > 1 ? call.array<const int32_t>("owner", owner, "BOR") : nullptr;
+  const py::gil_scoped_release release;
+  device::link_transitions(stream_of(stream), from, owners, to);
+}
+
 }  // namespace
 
 void bind_candidates(py::module_& m) {
@@ -36,6 +58,12 @@ void bind_candidates(py::module_& m) {
 
 num_rows [B]: rows from num_rows[b] on are not read, their lists are empty. An empty entry has
 token 0 and log-probability -inf.)");
+  m.def("link_transitions", &link_transitions, py::arg("stream"), py::arg("lists"),
+        py::arg("owner"), py::arg("linked"),
+        R"(Writes linked.token, linked.logprob and linked.next [B, D, R, K].
+
+lists: token and logprob [B, 1 + (D - 1) * R, K], the root's list first; owner [B, D - 1, R]: the
+token below which a list stands, negative for none. D = 1 does not read it.)");
 }
 
 }  // namespace treespec::python::device_ops

@@ -10,7 +10,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
+__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
 class KvCache:
     """
     KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
@@ -119,6 +119,13 @@ def grow_slots(stream: typing.SupportsInt | typing.SupportsIndex, options: typin
     """
 def layers_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex, max_nodes: typing.SupportsInt | typing.SupportsIndex) -> int:
     ...
+def link_transitions(stream: typing.SupportsInt | typing.SupportsIndex, lists: typing.Any, owner: typing.Any, linked: typing.Any) -> None:
+    """
+    Writes linked.token, linked.logprob and linked.next [B, D, R, K].
+    
+    lists: token and logprob [B, 1 + (D - 1) * R, K], the root's list first; owner [B, D - 1, R]: the
+    token below which a list stands, negative for none. D = 1 does not read it.
+    """
 def paths_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex, max_nodes: typing.SupportsInt | typing.SupportsIndex, list_width: typing.SupportsInt | typing.SupportsIndex) -> int:
     ...
 def preorder_intervals(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, rank: typing.Any, end: typing.Any, status: typing.Any) -> None:

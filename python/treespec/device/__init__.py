@@ -12,7 +12,7 @@ here raises ``NotImplementedError``.
 """
 
 from treespec.device.build import BUILDERS, build_tree
-from treespec.device.candidates import CandidateLists, rank_candidates
+from treespec.device.candidates import CandidateLists, link_transitions, rank_candidates
 from treespec.device.commit import KvCache, commit_kv
 from treespec.device.mask import (
     MASK_FORMATS,
@@ -41,6 +41,7 @@ __all__ = [
     "check_status",
     "commit_kv",
     "fill_mask",
+    "link_transitions",
     "new_status",
     "rank_candidates",
     "sampling_words",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a drafter's raw logits to ranked lists."""
+"""From a drafter's raw logits to ranked lists, and to linked ones."""
 
 from __future__ import annotations
 
@@ -69,3 +69,30 @@ def rank_candidates(
         native.stream(logits), logits, temperature, workspace, lists, status, num_rows=num_rows
     )
     return lists
+
+
+def link_transitions(lists: CandidateLists, owner: torch.Tensor) -> CandidateLists:
+    """Link the lists of a drafter that conditions on the token before, in one launch.
+
+    What `treespec.Transitions.linked` does for a sequence. No data can be wrong, so that there is
+    no status.
+
+    Parameters
+    ----------
+    lists
+        ``[B, 1 + (D - 1) * R, K]``, as `rank_candidates` gives them: the root's list, then R per
+        further level.
+    owner
+        ``[B, D - 1, R]``: the token below which a list stands, negative for none.
+
+    Returns
+    -------
+    CandidateLists
+        ``[B, D, R, K]`` with `next`; level 0 has one list, the others there are padding.
+    """
+    batch, levels, rows = owner.shape
+    shape = (batch, levels + 1, max(rows, 1), lists.token.shape[-1])
+    token, following = (native.ints(lists.token, *shape) for _ in range(2))
+    linked = CandidateLists(token, lists.logprob.new_empty(shape), following)
+    native.ops.link_transitions(native.stream(owner), lists, owner, linked)
+    return linked

@@ -24,6 +24,7 @@ int main() {
   CHECK_THROWS(Unsupported, commit_kv_workspace_bytes(1));
   CHECK_THROWS(Unsupported, device::rank_candidates({}, {}, 1.0, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, rank_candidates_workspace_bytes(1, 1));
+  CHECK_THROWS(Unsupported, device::link_transitions({}, {}, nullptr, {}));
   CHECK_THROWS(Unsupported, build_best_first({}, {}, 1, {}, {}, nullptr));
   CHECK_THROWS(Unsupported, begin_layers({}, {}, {}, {}, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, grow_layer({}, {}, {}, {}, nullptr, {}, nullptr));

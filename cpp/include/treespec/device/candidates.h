@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a drafter's raw logits to ranked candidate lists, on the device.
+// From a drafter's raw logits to ranked candidate lists, and to linked ones, on the device.
 #pragma once
 
 #include <cstddef>
@@ -37,5 +37,25 @@ size_t rank_candidates_workspace_bytes(int64_t num_rows, int64_t vocab_size);
 /// finite logit; the lists of such rows are empty.
 void rank_candidates(Stream stream, const LogitRows& logits, double temperature, void* workspace,
                      const CandidateLists& lists, uint32_t* status);
+
+/// The arrays of a ListSource of kind kTransitions, `[batch, depth, num_rows, width]`.
+struct TransitionLists {
+  int32_t batch = 0;
+  int32_t depth = 0;
+  int32_t num_rows = 0;  ///< at most kMostTransitionRows
+  int32_t width = 0;     ///< at most kMostCandidates
+  int32_t* token = nullptr;
+  float* logprob = nullptr;
+  int32_t* next = nullptr;
+};
+
+/// Most lists of a level that link_transitions takes.
+constexpr int32_t kMostTransitionRows = 1024;
+
+/// treespec::link_transitions for a batch, in one launch: `lists`
+/// `[batch, 1 + (depth - 1) * num_rows, width]`, `owner` `[batch, depth - 1, num_rows]`, sizes
+/// those of `linked`. Any data will do, hence no status. InvalidArgument: sizes out of range.
+void link_transitions(Stream stream, const CandidateLists& lists, const int32_t* owner,
+                      const TransitionLists& linked);
 
 }  // namespace treespec::device
