@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
@@ -83,6 +83,25 @@ def eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
         if eos is not None:
             return tuple(eos) if isinstance(eos, Iterable) else (int(eos),)
     return ()
+
+
+def output_transform(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the model does to the products of its output head, elementwise: a scale, a soft cap.
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma caps softly.
+    """
+    config = text_config(model)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def transform(logits: torch.Tensor) -> torch.Tensor:
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return transform
 
 
 def decoder_of(model: PreTrainedModel) -> torch.nn.Module:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random one-shot drafters for the tiny targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from treespec.drafts.dflash import DFlashConfig, DFlashDrafter, DFlashModel
+from treespec.drafts.pairwise import PairwiseSelector
+from treespec.drafts.treeflash import TreeFlashModule
+from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
+from treespec.targets.hf import load_target
+
+MASK = 0
+
+
+def shape(hidden_size: int = 32, num_layers: int = 2) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden_size,
+        intermediate_size=48,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+
+
+def randomise(module: torch.nn.Module, dtype: torch.dtype, seed: int = 7) -> Any:
+    """Weights of a size at which every part matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            around = 1.0 if "norm" in name else 0.0
+            parameter.copy_((around + 0.3 * noise).to(parameter.dtype))
+    return module.to(dtype).eval()
+
+
+def tiny_dflash(
+    model: Any, conditional: str | None = None, *, seed: int = 7, **options: Any
+) -> DFlashDrafter:
+    """A random DFlash drafter for a tiny target model; fields of its config and options by name."""
+    fields = {
+        name: options.pop(name)
+        for name in ("block_size", "predicts_next", "causal", "windows", "windows_causal")
+        if name in options
+    }
+    config = DFlashConfig(
+        shape=shape(model.config.hidden_size),
+        mask_token_id=MASK,
+        layer_ids=(0, 1),
+        target_width=model.config.hidden_size,
+        **{"block_size": 6, **fields},
+    )
+    tokens = TokenModules.of_target(load_target(model))
+    size = tokens.head.weight.shape[0]
+    modules = {
+        None: lambda: None,
+        "treeflash": lambda: TreeFlashModule(config.shape),
+        "pairwise": lambda: PairwiseSelector(config.shape, size, size, 4),
+    }
+    module = modules[conditional]()
+    if module is not None:
+        module = randomise(module, model.dtype, seed + 1)
+    return DFlashDrafter(
+        randomise(DFlashModel(config), model.dtype, seed),
+        tokens,
+        DraftVocabulary(size, model.config.vocab_size),
+        conditional=module,
+        **options,
+    )
