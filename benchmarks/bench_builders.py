@@ -455,7 +455,7 @@ def main(arguments: Sequence[str]) -> None:
     target = load_model(str(demo.target_path()))
     bench = Bench(
         target,
-        load_model(str(demo.draft_path())),
+        load_model(str(demo.drafter_path())),
         load_prompts(options.prompts or (2 if options.quick else 24), options.prompt_length, False),
         options.new_tokens or (16 if options.quick else 48),
     )

@@ -57,7 +57,7 @@ class Pair:
 
     @staticmethod
     def demo(new_tokens: int) -> Pair:
-        models = [load_model(str(path)) for path in (demo.target_path(), demo.draft_path())]
+        models = [load_model(str(path)) for path in (demo.target_path(), demo.drafter_path())]
         for model in models:
             model.generation_config.eos_token_id = None
             model.generation_config.pad_token_id = 0

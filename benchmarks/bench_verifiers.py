@@ -638,7 +638,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
     start, progress = perf_counter(), Console(stderr=True)
     console = Console(width=None if sys.stdout.isatty() else 170)
-    models = (load_model(str(path)) for path in (demo.target_path(), demo.draft_path()))
+    models = (load_model(str(path)) for path in (demo.target_path(), demo.drafter_path()))
     decoder = treespec.load(
         *models, builder="chain", builder_options={"proposal": "iid"}, node_budget=4
     )

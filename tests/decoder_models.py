@@ -50,7 +50,7 @@ def drafter_object(name: str, architecture: str = "llama") -> Any:
     model = draft_model(architecture)
     context = DrafterContext(model.config.vocab_size, None, "cpu", torch.float64)
     if name in DRAFTERS:
-        return DRAFTERS[name].make(context)
+        return DRAFTERS[name].make(context, {})
     return treespec.load(model, model, device="cpu").drafter
 
 

@@ -89,7 +89,7 @@ def test_wrong_usage_exits_2(tmp_path: Path) -> None:
 
 def test_builder_options_are_numbers_lists_and_words() -> None:
     given = ["width=4", "expansion=4,2,1", "threshold=0.5", "proposal=iid", "flat=true"]
-    assert parse_assignments(given) == {
+    assert parse_assignments("--builder-option", given) == {
         "width": 4,
         "expansion": [4, 2, 1],
         "threshold": 0.5,

@@ -182,9 +182,9 @@ def test_files_that_cannot_be_read_are_refused_with_their_path(tmp_path, monkeyp
     if state != "missing":
         folder.mkdir()
     if state in ("without weights", "broken weights"):
-        (folder / "config.json").write_text((demo.draft_path() / "config.json").read_text())
+        (folder / "config.json").write_text((demo.drafter_path() / "config.json").read_text())
     if state == "broken weights":
-        data = (demo.draft_path() / "model.safetensors").read_bytes()
+        data = (demo.drafter_path() / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     models = {"target": target_model("llama"), "drafter": None, role: folder}
     with pytest.raises((OSError, ValueError), match="model_of_nobody"):
@@ -195,7 +195,7 @@ def test_another_tokenizer_is_refused_at_load(tmp_path):
     import json
     import shutil
 
-    shutil.copytree(demo.draft_path(), tmp_path / "other")
+    shutil.copytree(demo.drafter_path(), tmp_path / "other")
     path = tmp_path / "other" / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]

@@ -35,6 +35,8 @@ PlayRound = Callable[[Sequence[Generation], Clock], None]
 # dominates. The CPU's figures were measured (benchmarks/README.md), the GPU's are the papers'.
 _NODE_BUDGETS = {"cpu": 8, "cuda": 60}
 _CHAIN_LENGTHS = {"cpu": 2, "cuda": 5}
+# Drafters that make one pass per round; expanders are counted where they are called.
+_ONE_PASS = ("Marginals", "Transitions")
 # OPT-Tree's threshold for drafters that pay for every layer: expected tokens a layer must add.
 _THRESHOLDS = {"cpu": 0.4, "cuda": 0.0}
 
@@ -390,7 +392,7 @@ class SpeculativeDecoder:
     def _round(self, running: Sequence[Generation], clock: Clock, on_round: OnRound | None) -> None:
         """The six steps, over all running sequences. Nothing is committed before the last."""
         with clock.step("draft"):
-            sources = self._draft(running)
+            sources = self._draft(running, clock)
         with clock.step("build"):
             trees = self._build(running, sources, clock)
         with clock.step("mask"):
@@ -406,16 +408,18 @@ class SpeculativeDecoder:
             ]
         positions = [g.length - 1 for g in running]
         with clock.step("commit"):
-            self._commit(running, trees, verdicts, states)
+            self._commit(running, trees, verdicts, states, clock)
         if on_round is not None:
             for g, tree, verdict, position in zip(running, trees, verdicts, positions, strict=True):
                 on_round(RoundRecord(tree, verdict, position, g.place))
 
-    def _draft(self, running: Sequence[Generation]) -> list[Any]:
+    def _draft(self, running: Sequence[Generation], clock: Clock) -> list[Any]:
         """One source per sequence that can still use one."""
         drafting = self._drafting(running)
         if self.drafter is None or not drafting:
             return []
+        if self.drafter.source_kind in _ONE_PASS:
+            clock.count_draft(len(drafting))
         settings = self._draft_settings(drafting[0].params)
         return self.drafter.draft([g.draft_state for g in drafting], settings)
 
@@ -460,8 +464,12 @@ class SpeculativeDecoder:
         trees: Sequence[TokenTree],
         verdicts: Sequence[Verdict],
         states: Sequence[TargetStates],
+        clock: Clock,
     ) -> None:
-        """Keep what was accepted, up to a stop; the last emitted token is the next root."""
+        """Keep what was accepted, up to a stop; the last emitted token is the next root.
+
+        What a drafter makes of the new tokens is booked as drafting.
+        """
         kept = []
         for g, tree, verdict in zip(running, trees, verdicts, strict=True):
             emitted = g.append(verdict.tokens)
@@ -470,8 +478,9 @@ class SpeculativeDecoder:
         self.target.commit([g.target_state for g in running], kept)
         if self.drafter is None:
             return
-        for g, nodes, own_states in zip(running, kept, states, strict=True):
-            self.drafter.observe(g.draft_state, g.tokens[-len(nodes) :], own_states.rows(nodes))
+        with clock.step("draft"):
+            for g, nodes, own_states in zip(running, kept, states, strict=True):
+                self.drafter.observe(g.draft_state, g.tokens[-len(nodes) :], own_states.rows(nodes))
 
     # --- small helpers -------------------------------------------------------------------------
 

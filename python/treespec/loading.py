@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from treespec.decoder import SpeculativeDecoder
-from treespec.drafts import DRAFTERS, DrafterContext, make_autoregressive
+from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
 from treespec.text import load_tokenizer
 
@@ -21,6 +21,7 @@ def load(
     node_budget: int | None = None,
     max_depth: int | None = None,
     builder_options: Mapping[str, Any] | None = None,
+    drafter_options: Mapping[str, Any] | None = None,
     draft_temperature: float | None = None,
     lossy: bool = False,
     graph: bool | str = False,
@@ -36,8 +37,11 @@ def load(
     target
         ``"demo"``, a local folder, a hub id, or a transformers model object.
     drafter
-        A name of `treespec.drafter_names`, a folder, hub id or model object of a causal language
-        model with the target's tokens, a `Drafter` of your own, or None for plain decoding.
+        A name of `treespec.drafter_names`; a folder or hub id of a DFlash, TreeFlash, Medusa or
+        EAGLE-3 checkpoint for this target, or of a causal language model with its tokens; a model
+        object; a `Drafter` of your own; or None for plain decoding.
+    drafter_options
+        Settings of the drafter by name, for names, folders and hub ids (docs/drafters.md).
     backend
         ``"auto"`` or ``"hf"`` (eager PyTorch).
     device, dtype
@@ -60,10 +64,10 @@ def load(
     model = load_target(name, device, dtype)
     if tokenizer is None and isinstance(name, str):
         tokenizer = load_tokenizer(name)
-    context = DrafterContext(model.vocab_size, tokenizer, device, dtype)
+    context = DrafterContext(model.vocab_size, tokenizer, device, dtype, model)
     return SpeculativeDecoder(
         model,
-        _make_drafter(drafter, context),
+        _make_drafter(drafter, context, drafter_options or {}),
         tokenizer=tokenizer,
         builder=builder,
         builder_options=builder_options,
@@ -84,12 +88,19 @@ def _demo_path(target: Any) -> Any:
     return str(target) if hasattr(target, "__fspath__") else target
 
 
-def _make_drafter(drafter: Any, context: DrafterContext) -> Drafter | None:
-    if drafter is None:
-        return None
+def _make_drafter(
+    drafter: Any, context: DrafterContext, options: Mapping[str, Any]
+) -> Drafter | None:
     if isinstance(drafter, str) and drafter in DRAFTERS:
-        return DRAFTERS[drafter].make(context)
-    if hasattr(drafter, "draft") and hasattr(drafter, "observe"):
-        own: Drafter = drafter
-        return own
-    return make_autoregressive(str(drafter) if hasattr(drafter, "__fspath__") else drafter, context)
+        return DRAFTERS[drafter].make(context, options)
+    if isinstance(drafter, str) or hasattr(drafter, "__fspath__"):
+        return load_drafter(str(drafter), context, options)
+    if drafter is not None and not (hasattr(drafter, "draft") and hasattr(drafter, "observe")):
+        return make_autoregressive(drafter, context, options)
+    if options:
+        raise ValueError(
+            "load: drafter_options are for drafters that load makes, by name, folder or hub id; "
+            f"got {sorted(options)} and {'None' if drafter is None else type(drafter).__name__}"
+        )
+    own: Drafter | None = drafter
+    return own

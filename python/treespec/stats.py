@@ -33,7 +33,7 @@ class Stats:
     offered_by_rank, accepted_by_rank
         ``[r]``: accepted nodes whose r-th child existed and was looked at, and was accepted.
     draft_calls, draft_rows
-        Expander calls of the drafter, and rows they computed.
+        Passes of a drafting model, and the rows (nodes, or blocks) they computed.
     seconds
         Wall time by step.
     """

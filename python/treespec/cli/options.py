@@ -61,10 +61,17 @@ class PairOptions:
         str,
         _model(
             metavar="NAME",
-            help="What guesses ahead: `demo`, `ngram`, `suffix`, a folder, a hub id; `none` is "
-            "plain decoding.",
+            help="What guesses ahead: a name of `treespec info` (`demo:treeflash`, `suffix`), a "
+            "folder, a hub id; `none` is plain decoding.",
         ),
     ] = "demo"
+    drafter_option: Annotated[
+        list[str] | None,
+        _model(
+            metavar="NAME=VALUE",
+            help="More for the drafter, repeatable: `head_rows=64`, `num_previous=8`.",
+        ),
+    ] = None
     device: Annotated[str, _model(metavar="NAME", help="`cpu`, `cuda`, `cuda:1`, ...")] = "auto"
     dtype: Annotated[str, _model(metavar="NAME", help="`float32`, `bfloat16`, ...")] = "auto"
 
@@ -77,6 +84,7 @@ class PairOptions:
         return treespec.load(
             target=self.target,
             drafter=None if self.drafter.lower() == "none" else self.drafter,
+            drafter_options=parse_assignments("--drafter-option", self.drafter_option) or None,
             device=self.device,
             dtype=self.dtype,
             **options,
@@ -119,7 +127,7 @@ class ModelOptions(PairOptions):
             verifier=self.verifier,
             node_budget=self.nodes,
             max_depth=self.max_depth,
-            builder_options=parse_assignments(self.builder_option) or None,
+            builder_options=parse_assignments("--builder-option", self.builder_option) or None,
             lossy=self.lossy,
             **options,
         )
@@ -178,13 +186,13 @@ class SamplingOptions:
         return {**vars(self), "stop": self.stop or None}
 
 
-def parse_assignments(assignments: list[str] | None) -> dict[str, Any]:
+def parse_assignments(option: str, assignments: list[str] | None) -> dict[str, Any]:
     """Turn `["width=4", "expansion=4,2,1"]` into `{"width": 4, "expansion": [4, 2, 1]}`."""
     values: dict[str, Any] = {}
     for assignment in assignments or []:
         name, separator, value = assignment.partition("=")
         if not separator or not name:
-            raise typer.BadParameter(f"--builder-option must be NAME=VALUE, got {assignment!r}")
+            raise typer.BadParameter(f"{option} must be NAME=VALUE, got {assignment!r}")
         values[name.strip().replace("-", "_")] = _parse_value(value)
     return values
 

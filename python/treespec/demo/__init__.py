@@ -15,9 +15,9 @@ def target_path() -> Path:
     return _existing("target")
 
 
-def draft_path() -> Path:
-    """Folder of the autoregressive drafter."""
-    return _existing("draft")
+def drafter_path(name: str = "draft") -> Path:
+    """Folder of a drafter: ``"draft"``, the autoregressive one, or a kind of head."""
+    return _existing(name)
 
 
 def prompts() -> list[str]:
