@@ -30,9 +30,9 @@ class Costs:
     target_seconds
         One target forward by number of rows (drafted nodes + 1).
     draft_seconds
-        One drafter call; 0 for drafters that hand over a table.
+        One drafter call per level; 0 for drafters that hand over a table, however deep.
     round_seconds
-        All else in a round: drafter bookkeeping, build, mask, verify, commit.
+        All else in a round: the pass that makes a table, build, mask, verify, commit.
     plain_seconds
         One token of plain decoding.
     """
@@ -102,10 +102,11 @@ def measure_costs(
             ignore_eos=True,
         )
         runs[one].append(result.stats)
+    per_level = drafting.drafter is not None and drafting.drafter.source_kind == "Expander"
     return Costs(
         target_seconds,
-        median(_per_call(stats) for stats in runs[drafting]),
-        median(_rest_of_round(stats) for stats in runs[drafting]),
+        median(_per_call(stats) for stats in runs[drafting]) if per_level else 0.0,
+        median(_rest_of_round(stats, per_level) for stats in runs[drafting]),
         median(_per_round(stats) for stats in runs[plain]),
     )
 
@@ -163,6 +164,6 @@ def _per_round(stats: Stats) -> float:
     return spent / max(stats.rounds, 1)
 
 
-def _rest_of_round(stats: Stats) -> float:
-    models = stats.seconds["target"] + stats.draft_calls * _per_call(stats)
-    return _per_round(stats) - models / max(stats.rounds, 1)
+def _rest_of_round(stats: Stats, per_level: bool) -> float:
+    levels = stats.seconds["draft"] if per_level and stats.draft_calls else 0.0
+    return _per_round(stats) - (stats.seconds["target"] + levels) / max(stats.rounds, 1)
