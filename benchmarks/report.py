@@ -258,6 +258,86 @@ def run_row(run: dict[str, Any]) -> list[str]:
     ]
 
 
+def drafter_tables(results: dict[str, Any]) -> list[str]:
+    """Acceptance by tree, paired ratios, total variation by depth, time of a round by step."""
+    lines, rows = [], results["acceptance"]
+    trees = dict.fromkeys(row["tree"] for row in rows)
+    for temperature in dict.fromkeys(row["temperature"] for row in rows):
+        own = [row for row in rows if row["temperature"] == temperature]
+        at = {(row["drafter"], row["tree"]): row for row in own}
+        lines += ["", f"Tokens per target forward, temperature {temperature}:", ""]
+        lines += table(
+            ["drafter", *trees],
+            ([name, *(mean_error(at[name, t]) for t in trees)] for name in _names(own)),
+        )
+    lines += ["", "Ratios, paired by text:", ""]
+    temperatures = list(dict.fromkeys(row["temperature"] for row in results["paired"]))
+    pairs = dict.fromkeys((r["drafter"], r["tree"], r["against"]) for r in results["paired"])
+    found = {
+        (r["drafter"], r["tree"], r["against"], r["temperature"]): r["ratio"]
+        for r in results["paired"]
+    }
+    lines += table(
+        ["pair", *(f"temperature {t}" for t in temperatures)],
+        (
+            [f"{one} {tree} / {other}", *(ratio(found[one, tree, other, t]) for t in temperatures)]
+            for one, tree, other in pairs
+        ),
+    )
+    lines += ["", "Share of offered depths that were accepted, largest tree, temperature 0.7:", ""]
+    widest = max(row["budget"] for row in rows)
+    deep = [r for r in rows if (r["kind"], r["budget"], r["temperature"]) == ("tree", widest, 0.7)]
+    depths = max((len(row["offered_by_depth"]) for row in deep), default=0)
+    lines += table(
+        ["drafter", *map(str, range(1, depths + 1))],
+        ([row["drafter"], *by_depth(row, depths)] for row in deep),
+    )
+    lines += ["", "Total variation to the target's law after the true tokens, temperature 1:", ""]
+    lines += table(
+        ["drafter", *map(str, range(1, depths + 1))],
+        (
+            [name, *(f"{mean:.3f} ± {error:.3f}" for mean, error in values)]
+            + [""] * (depths - len(values))
+            for name, values in results["total_variation"].items()
+        ),
+    )
+    lines += ["", "Time of a round by step, milliseconds:", ""]
+    heading = ["decoder", "tokens/s", "/ plain", "tokens/forward", "drafter passes"]
+    return [*lines, *table([*heading, *DRAFTER_STEPS], map(drafter_time_row, results["times"]))]
+
+
+DRAFTER_STEPS = ("draft", "build", "target", "verify", "commit", "other")
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> dict[str, None]:
+    return dict.fromkeys(row["drafter"] for row in rows)
+
+
+def mean_error(row: dict[str, Any]) -> str:
+    """A mean with its standard error."""
+    return f"{row['block_efficiency']:.2f} ± {row['standard_error']:.2f}"
+
+
+def by_depth(row: dict[str, Any], depths: int) -> list[str]:
+    """Shares of one drafter, blank where nothing was offered."""
+    pairs = zip(row["accepted_by_depth"], row["offered_by_depth"], strict=True)
+    cells = [f"{accepted / offered:.2f}" if offered else "" for accepted, offered in pairs]
+    return cells + [""] * (depths - len(cells))
+
+
+def drafter_time_row(row: dict[str, Any]) -> list[str]:
+    """One decoder."""
+    spent = row["milliseconds_per_round"]
+    return [
+        row["name"],
+        f"{row['tokens_per_second']:.0f}",
+        ratio(row["to_plain"]),
+        f"{row['block_efficiency']:.2f}",
+        f"{row['passes_per_round']:.2f}",
+        *(f"{spent[step]:.2f}" for step in DRAFTER_STEPS),
+    ]
+
+
 def section(path: Path) -> list[str]:
     """The tables of one file under its command, machine and date."""
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -279,6 +359,8 @@ def section(path: Path) -> list[str]:
         return [*lines, *floor_table(report["results"])]
     if report["benchmark"] == "builders":
         return [*lines, *builder_tables(report["results"])]
+    if report["benchmark"] == "drafters":
+        return [*lines, *drafter_tables(report["results"])]
     if report["benchmark"] == "verifiers":
         return [*lines, *verifier_tables(report["results"])]
     return [*lines, *decode_tables(report["results"])]
