@@ -3,61 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from node_batches import CALLS, PARENT, batch, expand_all, path_to, tokens
 from tiny_models import VOCAB_SIZE, tiny_model
 
 from treespec.drafts.autoregressive import (
     AutoregressiveDrafter,
-    AutoregressiveExpander,
     AutoregressiveSession,
     check_same_tokens,
-    draft_log_probs,
-    expand_batch,
 )
 from treespec.drafts.base import DraftSettings
+from treespec.drafts.candidates import draft_log_probs
+from treespec.drafts.expander import TreeExpander
 
 SETTINGS = DraftSettings()
-# Two levels below the root, then nodes of mixed depth, as a best-first builder hands them over.
-CALLS = [[0], [1, 2, 3], [4, 5], [6], [7, 8]]
-PARENT = np.array([-1, 0, 0, 0, 1, 3, 4, 6, 2], dtype=np.int32)
-
-
-@dataclass
-class Nodes:
-    """A `NodeBatch`."""
-
-    token: npt.NDArray[np.int32]
-    parent: npt.NDArray[np.int32]
-    depth: npt.NDArray[np.int32]
-    index: npt.NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.token)
-
-
-def tokens(count: int, seed: int = 0, high: int = VOCAB_SIZE) -> npt.NDArray[np.int32]:
-    return np.random.default_rng(seed).integers(3, high, count, dtype=np.int32)
-
-
-def path_to(node: int) -> list[int]:
-    return [] if node < 0 else [*path_to(int(PARENT[node])), node]
-
-
-def batch(index: Sequence[int], ids: npt.NDArray[np.int32]) -> Nodes:
-    chosen = np.array(index, dtype=np.int32)
-    depth = np.array([len(path_to(i)) - 1 for i in index], dtype=np.int32)
-    return Nodes(ids[chosen], PARENT[chosen], depth, chosen)
-
-
-def expand_all(expander: AutoregressiveExpander, ids: npt.NDArray[np.int32]) -> torch.Tensor:
-    return torch.cat([expander.expand(batch(call, ids)) for call in CALLS])
 
 
 def started(
@@ -146,7 +110,7 @@ def test_several_trees_grow_in_lock_step() -> None:
         if call == [7, 8]:
             calls[2] = [8]
         nodes = [batch(index, ids) for index, ids in zip(calls, drafts, strict=True)]
-        for part, rows in zip(parts, expand_batch(expanders, nodes), strict=True):
+        for part, rows in zip(parts, TreeExpander.expand_together(expanders, nodes), strict=True):
             part.append(rows)
     for context, ids, part in zip(contexts[:2], drafts[:2], parts[:2], strict=True):
         assert torch.allclose(torch.cat(part), plain_rows(model, context, ids), rtol=0, atol=1e-10)
@@ -162,7 +126,7 @@ def test_one_forward_per_level_serves_all_sequences() -> None:
     expanders = drafter.draft(sessions, SETTINGS)
     ids = tokens(len(PARENT))
     for call in ([0], [1, 2], [4]):
-        expand_batch(expanders, [batch(call, ids), batch(call, ids)])
+        TreeExpander.expand_together(expanders, [batch(call, ids), batch(call, ids)])
     assert len(calls) == 3
 
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drafters with a cache of their own, whose trees grow by one packed forward per level.
+
+What a row is computed from, and what its logits mean, is the drafter's. The rounds are here: which
+row every node of a tree has, and when it may be used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from treespec.drafts.base import DraftSettings, NodeBatch
+from treespec.targets.base import Int32Array
+from treespec.targets.hf_cache import KvSequence, Segment
+
+# Room for a wide beam over a few levels; sequences grow when a builder asks for more.
+_SPARE_ROWS = 64
+
+
+class ExpanderSession:
+    """What the rounds of one sequence share.
+
+    Attributes
+    ----------
+    sequence
+        Keys and values of the committed rows, the root's last, and behind them those of the nodes
+        of the running round.
+    root_logits
+        ``[V_draft]``: what the drafter says after the root, once computed; None after `observe`.
+    expander
+        The expander of the running round; an older one is refused.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.sequence = KvSequence(max(capacity, 1))
+        self.root_logits: torch.Tensor | None = None
+        self.expander: TreeExpander | None = None
+
+    def reset_round(self) -> None:
+        """Drop everything speculative."""
+        self.sequence.truncate(self.sequence.length)
+        self.expander = None
+
+    def release(self) -> None:
+        """Drop all rows."""
+        self.expander = self.root_logits = None
+        self.sequence.release()
+
+
+SessionT = TypeVar("SessionT", bound=ExpanderSession)
+
+
+class ExpanderDrafter(ABC, Generic[SessionT]):
+    """A drafter that hands out a `TreeExpander` per sequence and round."""
+
+    source_kind = "Expander"
+
+    def draft(self, sessions: Sequence[SessionT], settings: DraftSettings) -> list[TreeExpander]:
+        """Bring all sessions up to their roots in one packed forward, and hand out expanders."""
+        for session in sessions:
+            session.reset_round()
+        self.catch_up([session for session in sessions if session.root_logits is None])
+        expanders = [TreeExpander(self, session, settings) for session in sessions]
+        for session, expander in zip(sessions, expanders, strict=True):
+            session.expander = expander
+        return expanders
+
+    def end(self, session: SessionT) -> None:
+        """Release the rows of a session."""
+        session.release()
+
+    @abstractmethod
+    def catch_up(self, sessions: Sequence[SessionT]) -> None:
+        """Compute the rows committed since the last draft, and `root_logits`."""
+
+    @abstractmethod
+    def run(
+        self, sessions: Sequence[SessionT], segments: Sequence[Segment]
+    ) -> Sequence[torch.Tensor]:
+        """Logits ``[n_i, V_draft]`` of all rows of each segment, in one packed forward."""
+
+    @abstractmethod
+    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
+        """``[n, V]`` of the target from logits ``[n, V_draft]``."""
+
+    def known(self, token_ids: npt.ArrayLike) -> Int32Array:
+        """Token ids as the drafter can embed them."""
+        return np.asarray(token_ids, dtype=np.int32)
+
+
+class TreeExpander:
+    """Scores the children of tree nodes; made by `ExpanderDrafter.draft`.
+
+    Every node but the root takes a slot behind the committed rows when it is expanded.
+    """
+
+    def __init__(
+        self, drafter: ExpanderDrafter[Any], session: ExpanderSession, settings: DraftSettings
+    ) -> None:
+        self.drafter, self.session, self.settings = drafter, session, settings
+        self._slot_of = {0: -1}  # by node index; the root is the last committed row
+        self._parent = np.empty(0, dtype=np.int32)
+        self._depth = np.empty(0, dtype=np.int32)
+
+    def expand(self, nodes: NodeBatch) -> torch.Tensor:
+        """Score the children of `nodes`: ``[n, V]`` log-probabilities on the drafter's device.
+
+        float32, or float64 for a float64 drafter; -inf for truncated tokens and ids the drafter
+        lacks.
+
+        Raises
+        ------
+        RuntimeError
+            If a later `draft` or `observe` has ended this round.
+        ValueError
+            If the parent of a node was not expanded before.
+        """
+        return self.expand_together([self], [nodes])[0]
+
+    @staticmethod
+    @torch.inference_mode()
+    def expand_together(
+        expanders: Sequence[TreeExpander], nodes: Sequence[NodeBatch]
+    ) -> list[torch.Tensor]:
+        """Grow several trees in lock-step: one packed forward for the nodes of all sequences.
+
+        Parameters
+        ----------
+        expanders
+            B expanders of the same drafter and round.
+        nodes
+            B batches; they may be of any size, also empty.
+
+        Returns
+        -------
+        list of torch.Tensor
+            B tensors ``[n_i, V]``, each as `expand` gives it.
+        """
+        segments = [e.segment(batch) for e, batch in zip(expanders, nodes, strict=True)]
+        running = [
+            (expander.session, segment)
+            for expander, segment in zip(expanders, segments, strict=True)
+            if segment is not None
+        ]
+        computed = iter(expanders[0].drafter.run(*zip(*running, strict=True)) if running else ())
+        results = []
+        for expander, batch, segment in zip(expanders, nodes, segments, strict=True):
+            if segment is not None:
+                expander.accept(batch, segment)
+            logits = None if segment is None else next(computed)
+            results.append(expander.log_probs(batch, logits))
+        return results
+
+    def segment(self, nodes: NodeBatch) -> Segment | None:
+        """The rows to compute for the nodes other than the root; None if there are none."""
+        if self.session.expander is not self:
+            raise RuntimeError("expand: this round is over, call draft again")
+        below = np.flatnonzero(nodes.index > 0)
+        if not len(below):
+            return None
+        first, sequence = len(self._parent), self.session.sequence
+        rows = sequence.length + first + len(below)
+        if rows > sequence.capacity:
+            sequence.reserve(rows + _SPARE_ROWS)
+        parent = [self._slot(index) for index in nodes.parent[below].tolist()]
+        return Segment(
+            sequence,
+            self.drafter.known(nodes.token[below]),
+            np.concatenate([self._parent, np.array(parent, dtype=np.int32)]),
+            np.concatenate([self._depth, nodes.depth[below].astype(np.int32) - 1]),
+            first,
+        )
+
+    def accept(self, nodes: NodeBatch, segment: Segment) -> None:
+        """Remember the slots of a segment that has been computed."""
+        assert segment.parent is not None and segment.depth is not None
+        self._parent, self._depth = segment.parent, segment.depth
+        for slot, index in enumerate(nodes.index[nodes.index > 0].tolist(), start=segment.first):
+            self._slot_of[index] = slot
+
+    def log_probs(self, nodes: NodeBatch, logits: torch.Tensor | None) -> torch.Tensor:
+        """Rows in the order of `nodes`, from the logits of those below the root."""
+        root = self.session.root_logits
+        assert root is not None
+        if logits is None:
+            logits = root.expand(len(nodes), -1)
+        elif len(logits) < len(nodes):
+            below = torch.from_numpy(np.flatnonzero(nodes.index > 0)).to(root.device)
+            logits = root.repeat(len(nodes), 1).index_copy_(0, below, logits)
+        return self.drafter.log_probs(logits, self.settings)
+
+    def _slot(self, parent: int) -> int:
+        try:
+            return self._slot_of[parent]
+        except KeyError:
+            raise ValueError(f"expand: parent {parent} must be expanded before its child") from None
