@@ -244,7 +244,7 @@ class PackedRunner:
         logits: dict[int, torch.Tensor] = {}
         parts: list[list[TargetStates]] = [[] for _ in sequences]
         try:
-            for wave in _waves([len(ids) for ids in token_ids], max_rows):
+            for wave in waves([len(ids) for ids in token_ids], max_rows):
                 segments = [
                     Segment(sequences[i], np.asarray(token_ids[i][begin:end], dtype=np.int32))
                     for i, begin, end in wave
@@ -335,18 +335,18 @@ def _check_room(
             )
 
 
-def _waves(counts: Sequence[int], max_rows: int) -> list[list[tuple[int, int, int]]]:
+def waves(counts: Sequence[int], max_rows: int) -> list[list[tuple[int, int, int]]]:
     """Cut prompts into forwards of at most `max_rows` rows: lists of (sequence, begin, end)."""
-    waves: list[list[tuple[int, int, int]]] = [[]]
-    room = max_rows
+    cut: list[list[tuple[int, int, int]]] = []
+    room = 0
     for index, count in enumerate(counts):
         begin = 0
         while begin < count:
             if room == 0:
-                waves.append([])
+                cut.append([])
                 room = max_rows
             end = min(count, begin + room)
-            waves[-1].append((index, begin, end))
+            cut[-1].append((index, begin, end))
             room -= end - begin
             begin = end
-    return waves
+    return cut
