@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from drafter_cases import states_of
 from support import modes_of
+from tiny_drafters import TINY_DRAFTERS
 from tiny_models import tiny_model
 
 import treespec
@@ -18,13 +20,18 @@ from treespec.drafts import DRAFTERS, DrafterContext
 from treespec.drafts.base import DraftSettings
 from treespec.growth import source_kind
 from treespec.targets.base import Needs, TargetStates
+from treespec.targets.hf import load_target
 
 # Every builder with every proposal mode it offers.
 BUILDS = [(name, mode) for name in treespec.builder_names() for mode in modes_of(name)]
 BUILD_IDS = ["-".join([name, *mode.values()]) for name, mode in BUILDS]
 
-# Every name of the registry, and a model object.
-DRAFTER_NAMES = [*treespec.drafter_names(), "tiny"]
+# Every name of the registry, a model object, and kinds that fit no target but their own.
+DRAFTER_NAMES = [
+    *(name for name in treespec.drafter_names() if not name.startswith("demo:")),
+    "tiny",
+    *TINY_DRAFTERS,
+]
 
 
 @functools.cache
@@ -49,6 +56,8 @@ def drafter_object(name: str, architecture: str = "llama") -> Any:
     """A drafter for the tiny float64 targets."""
     model = draft_model(architecture)
     context = DrafterContext(model.config.vocab_size, None, "cpu", torch.float64)
+    if name in TINY_DRAFTERS:
+        return TINY_DRAFTERS[name](target_model(architecture))
     if name in DRAFTERS:
         return DRAFTERS[name].make(context, {})
     return treespec.load(model, model, device="cpu").drafter
@@ -56,7 +65,11 @@ def drafter_object(name: str, architecture: str = "llama") -> Any:
 
 def reads(builder: str, drafter: Any) -> bool:
     """Whether a builder reads what a drafter drafts."""
-    session = drafter.begin(np.array([3, 4, 5, 3], np.int32), None, 64)
+    prompt = np.array([3, 4, 5, 3], np.int32)
+    states = None
+    if drafter.needs != Needs():
+        states = states_of(load_target(target_model("llama")), prompt, drafter.needs)
+    session = drafter.begin(prompt, states, 64)
     drafter.observe(session, np.array([4], np.int32), None)
     (source,) = drafter.draft([session], DraftSettings(max_depth=2, node_budget=4))
     try:

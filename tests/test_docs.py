@@ -146,8 +146,10 @@ def test_python_code_runs(code, monkeypatch, tmp_path):
 
     def load_bundled(target="demo", drafter="demo", **options):
         """`load` that takes the bundled pair in place of models of the hub."""
-        bundled = ["demo" if isinstance(m, str) and "/" in m else m for m in (target, drafter)]
-        return load(bundled[0], bundled[1], **options)
+        if isinstance(drafter, str) and "/" in drafter:
+            drafter = "demo:dflash" if "DFlash" in drafter else "demo"
+        target = "demo" if isinstance(target, str) and "/" in target else target
+        return load(target, drafter, **options)
 
     monkeypatch.setattr(treespec, "load", load_bundled, raising=False)
     exec(compile(code, "<documentation>", "exec"), {"__name__": "documentation"})

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random one-shot drafters for the tiny targets."""
+"""Tiny random drafters on the states of the tiny targets."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import LlamaConfig
 
 from treespec.drafts.dflash import DFlashConfig, DFlashDrafter, DFlashModel
+from treespec.drafts.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Model
+from treespec.drafts.medusa import MedusaDrafter, MedusaHeads
 from treespec.drafts.pairwise import PairwiseSelector
 from treespec.drafts.treeflash import TreeFlashModule
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
@@ -75,3 +79,33 @@ def tiny_dflash(
         conditional=module,
         **options,
     )
+
+
+def tiny_medusa(model: Any, *, seed: int = 9) -> MedusaDrafter:
+    """Three random heads for a tiny target model."""
+    tokens = TokenModules.of_target(load_target(model))
+    heads = MedusaHeads(3, 1, model.config.hidden_size, tokens.head.weight.shape[0])
+    return MedusaDrafter(randomise(heads, model.dtype, seed), tokens)
+
+
+def tiny_eagle3(model: Any, *, seed: int = 9) -> Eagle3Drafter:
+    """A random layer for a tiny target model, which can say every second token."""
+    size = model.config.vocab_size
+    kept = torch.arange(1, size, 2)
+    width = model.config.hidden_size
+    config = Eagle3Config(shape(width, 1), (0, 1), width, len(kept))
+    return Eagle3Drafter(
+        randomise(Eagle3Model(config), model.dtype, seed),
+        model.get_input_embeddings(),
+        DraftVocabulary(len(kept), size, kept - torch.arange(len(kept))),
+    )
+
+
+# By the name of their kind, as tests of all drafters take them.
+TINY_DRAFTERS: dict[str, Callable[[Any], Any]] = {
+    "tiny dflash": tiny_dflash,
+    "tiny treeflash": functools.partial(tiny_dflash, conditional="treeflash"),
+    "tiny pairwise": functools.partial(tiny_dflash, conditional="pairwise"),
+    "tiny medusa": tiny_medusa,
+    "tiny eagle3": tiny_eagle3,
+}

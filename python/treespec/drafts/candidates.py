@@ -34,6 +34,13 @@ def draft_log_probs(logits: torch.Tensor, vocab_size: int, settings: DraftSettin
     return torch.nn.functional.pad(rows, (0, missing), value=-torch.inf) if missing else rows
 
 
+def marginal_width(settings: DraftSettings) -> int:
+    """K of a depth's list when nobody says: no tree of likeliest tokens needs more than its budget,
+    and a drawn one draws from the whole list.
+    """
+    return max(64, settings.node_budget or 0)
+
+
 def rank_rows(
     logits: torch.Tensor, width: int, settings: DraftSettings
 ) -> tuple[Int32Array, Float32Array]:

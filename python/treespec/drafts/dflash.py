@@ -19,7 +19,7 @@ from torch import nn
 
 from treespec._core import Marginals, Transitions
 from treespec.drafts.base import DraftSettings
-from treespec.drafts.candidates import Float32Array, Int32Array, rank_rows
+from treespec.drafts.candidates import Float32Array, Int32Array, marginal_width, rank_rows
 from treespec.drafts.layers import MLP, KvAttention, RMSNorm, Rotary
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.base import Needs, TargetStates
@@ -330,8 +330,8 @@ class DFlashDrafter:
         R, rows of a depth: previous tokens that are told apart. None: 8, or 16 for more than 64
         nodes.
     width
-        K, children kept of a row. None: 16, or 32 for more than 64 nodes; of marginals the node
-        budget.
+        K, children kept of a row. None: 16, or 32 for more than 64 nodes; of marginals
+        `marginal_width`.
     head_rows
         ``"all"``: score the whole vocabulary after each previous token; an int C: the C likeliest
         tokens of the depth by its marginal, which then keep the mass they have there.
@@ -412,7 +412,7 @@ class DFlashDrafter:
         states = states[:, :depth]
         if self.conditional is None:
             logits = self.marginal_logits(states)
-            width = self.width or max(settings.node_budget or 64, 1)
+            width = self.width or marginal_width(settings)
             return [self._marginals(rows, width, settings) for rows in logits]
         if self.chain:
             return [self._chain(s, one, settings) for s, one in zip(sessions, states, strict=True)]
