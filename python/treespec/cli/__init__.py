@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from treespec.cli import chat, generate, info, inspect, tune
+from treespec.cli import chat, generate, info, inspect, train_drafter, tune
 from treespec.cli.command import as_command
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "chat": (chat.chat, chat.SUMMARY),
     "inspect": (inspect.inspect, inspect.SUMMARY),
     "tune": (tune.tune, tune.SUMMARY),
+    "train-drafter": (train_drafter.train_drafter, train_drafter.SUMMARY),
     "info": (info.info, info.SUMMARY),
 }
 
@@ -28,6 +29,8 @@ HELP = """Tree-based speculative decoding: the target model's own text, several 
     treespec inspect "def main():" --out tree.png
 
     treespec tune --growth-map map.json
+
+    treespec train-drafter --kind dflash --out my-dflash
 
     treespec info
 """
