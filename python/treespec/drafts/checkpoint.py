@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,11 @@ class Checkpoint:
             f"Checkpoint: {self.folder} must hold weights, one of {', '.join(_WEIGHT_FILES)}"
         )
 
+    def extra(self, name: str) -> Any:
+        """What another file of torch's format beside the weights holds, or None without it."""
+        path = self.folder / name
+        return _unpickled(path) if path.is_file() else None
+
     def get(self, *names: str, default: Any = None, inside: str = "") -> Any:
         """The first config field of that name, at the top or inside a nested one."""
         nested = self.config.get(inside) or {}
@@ -69,24 +75,33 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | None:
-    """The drafter at a path or hub id, or None when nothing there has a `config.json`.
+    """The drafter at a path or hub id, or None for a folder without `config.json`.
 
     Of a hub id only `config.json` is fetched; `fetched` gets the weights.
+
+    Raises
+    ------
+    OSError
+        If there is no such folder and no such id, or the file is broken.
     """
+    folder = Path(path) if os.path.isdir(path) else _folder_of_id(str(path))
+    config = folder / "config.json"
+    return Checkpoint(folder, _read_json(config)) if config.is_file() else None
+
+
+def _folder_of_id(name: str) -> Path:
     from transformers.utils import cached_file
 
-    if not os.path.isdir(path):
-        found = cached_file(str(path), "config.json", _raise_exceptions_for_missing_entries=False)
-        folder = None if found is None else Path(found).parent
-    else:
-        folder = Path(path) if (Path(path) / "config.json").is_file() else None
-    if folder is None:
-        return None
+    from treespec.drafts import drafter_names
+
+    known = ", ".join(drafter_names())
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise OSError(f"Checkpoint: {folder}/config.json is broken: {error}") from error
-    return Checkpoint(folder, config)
+        found = cached_file(name, "config.json")
+    except OSError as error:
+        raise OSError(
+            f"load: drafter must be a folder, a hub id, or one of {known}, got {name!r}: {error}"
+        ) from error
+    return Path(found).parent
 
 
 def fetched(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
@@ -95,7 +110,9 @@ def fetched(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.pt"])
+    folder = snapshot_download(
+        str(path), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.pt"]
+    )
     return Checkpoint(Path(folder), checkpoint.config)
 
 
@@ -113,14 +130,16 @@ def save_checkpoint(
     target.mkdir(parents=True, exist_ok=True)
     config_part, weights_part = target / "config.json.partial", target / "model.safetensors.partial"
     config_part.write_text(json.dumps(dict(config), indent=1) + "\n", encoding="utf-8")
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, weights_part)
+    save_file(
+        {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, weights_part
+    )
     weights_part.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(config_part, target / "config.json")
     os.replace(weights_part, target / "model.safetensors")
 
 
 def load_weights(
-    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str, ignored: Iterable[str] = ()
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str
 ) -> None:
     """Copy tensors into a module, all of them and nothing else.
 
@@ -128,8 +147,6 @@ def load_weights(
     ----------
     what
         Names the drafter in errors.
-    ignored
-        Names in the file that the module has no use for.
 
     Raises
     ------
@@ -137,23 +154,37 @@ def load_weights(
         Naming what is missing, unknown, or of another shape.
     """
     own = module.state_dict()
-    missing = sorted(set(own) - set(tensors))
-    unknown = sorted(set(tensors) - set(own) - set(ignored))
-    if missing or unknown:
-        parts = [f"{word} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-                 for word, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise ValueError(f"{what}: weights must be those of its config; {'; '.join(parts)}")
+    wrong = {"missing": set(own) - set(tensors), "unknown": set(tensors) - set(own)}
+    listed = [f"{word} {_some(names)}" for word, names in wrong.items() if names]
+    if listed:
+        raise ValueError(f"{what}: weights must be those of its config; {'; '.join(listed)}")
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(
                 f"{what}: {name} must be {list(parameter.shape)} by the config, "
                 f"got {list(tensors[name].shape)}"
             )
-    module.load_state_dict({name: tensors[name] for name in own})
+    module.load_state_dict(dict(tensors))
+
+
+def _some(names: set[str], count: int = 4) -> str:
+    return ", ".join(sorted(names)[:count]) + (" ..." if len(names) > count else "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise OSError(f"Checkpoint: {path} is broken: {error}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"Checkpoint: {path} must hold an object, got {type(content).__name__}")
+    return content
 
 
 def _read_index(path: Path) -> dict[str, torch.Tensor]:
-    files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    files = _read_json(path).get("weight_map")
+    if not isinstance(files, dict):
+        raise OSError(f"Checkpoint: {path} must have a weight_map, got none")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(files.values())):
         tensors.update(_read_weights(path.parent / name))
@@ -161,10 +192,21 @@ def _read_index(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix != ".safetensors":
+        tensors = _unpickled(path)
+    else:
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise OSError(f"Checkpoint: the weights in {path} are broken: {error}") from error
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise OSError(f"Checkpoint: {path} must hold tensors by name and nothing else")
+    return tensors
+
+
+def _unpickled(path: Path) -> Any:
+    """What torch has saved: tensors, numbers, text and containers of them; no code is run."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return loaded
-    except (SafetensorError, RuntimeError, EOFError) as error:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise OSError(f"Checkpoint: the weights in {path} are broken: {error}") from error

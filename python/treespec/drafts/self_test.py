@@ -34,14 +34,18 @@ def check_acceptance(drafter: Drafter, context: DrafterContext, name: str) -> No
     decoder = SpeculativeDecoder(
         context.target, drafter, builder="chain", max_depth=1, node_budget=1
     )
-    results = decoder.generate(_prompts(context), max_new_tokens=_NEW_TOKENS, ignore_eos=True)
+    prompts = _prompts(context)
+    room = (context.target.max_context or _NEW_TOKENS) - max(map(len, prompts))
+    results = decoder.generate(
+        prompts, max_new_tokens=max(1, min(_NEW_TOKENS, room)), ignore_eos=True
+    )
     accepted = sum(sum(result.stats.accepted_by_depth[:1]) for result in results)
     offered = sum(sum(result.stats.offered_by_depth[:1]) for result in results)
     share = accepted / max(offered, 1)
     if share < LEAST_ACCEPTANCE:
         raise ValueError(
-            f"{name}: the first guess must be right in {LEAST_ACCEPTANCE:.0%} of greedy rounds, got "
-            f"{share:.0%}: features or embedding convention mismatch, or a drafter of another "
+            f"{name}: the first guess must be right in {LEAST_ACCEPTANCE:.0%} of greedy rounds, "
+            f"got {share:.0%}: features or embedding convention mismatch, or a drafter of another "
             "target (drafter_options={'self_test': False} loads it all the same)"
         )
 
@@ -49,5 +53,7 @@ def check_acceptance(drafter: Drafter, context: DrafterContext, name: str) -> No
 def _prompts(context: DrafterContext) -> list[Any]:
     """Texts, or without a tokenizer a few token ids."""
     if context.tokenizer is None:
-        return [[i % context.vocab_size for i in range(first, first + 8)] for first in (3, 50, 97, 144)]
+        return [
+            [i % context.vocab_size for i in range(first, first + 8)] for first in (3, 50, 97, 144)
+        ]
     return [list(context.tokenizer(text)["input_ids"]) for text in _PROMPTS]
