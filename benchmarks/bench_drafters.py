@@ -17,7 +17,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,13 @@ class Bench:
     prompts: Sequence[npt.NDArray[np.int32]]
     new_tokens: int
     kept: dict[tuple[Needs, float], list[Trajectory]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
-    @cache  # noqa: B019 - one bench per process
     def drafter(self, name: str) -> Any:
         """A bundled drafter for the target."""
-        return treespec.load(self.target.model, name).drafter
+        if name not in self.made:
+            self.made[name] = treespec.load(self.target.model, name).drafter
+        return self.made[name]
 
     def trajectories(self, needs: Needs, temperature: float) -> list[Trajectory]:
         """Texts of the target with the states a drafter needs, and the last state."""
