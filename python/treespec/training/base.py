@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig
 
 from treespec.drafts.base import Drafter
 from treespec.drafts.vocabulary import TokenModules
 from treespec.targets.base import Needs
+from treespec.targets.hf_model import max_context, text_config
 
 # Rows of logits that are computed together: bounds memory where V is large.
 ROWS_PER_CHUNK = 2048
@@ -119,6 +121,26 @@ def mean_loss(
         losses = rows_loss(*rows) if keep else checkpoint(rows_loss, *rows, use_reentrant=False)
         total = total + (own * losses).sum()
     return total / weights.sum()
+
+
+def layer_shape(target: Any, num_layers: int) -> LlamaConfig:
+    """Layers with the width, heads and rotation of a Hugging Face target, for a drafter's stack."""
+    shape = text_config(target.model)
+    heads = int(shape.num_attention_heads)
+    rope = getattr(shape, "rope_parameters", None) or {}
+    theta = rope.get("rope_theta", getattr(shape, "rope_theta", 10000.0))
+    return LlamaConfig(
+        hidden_size=shape.hidden_size,
+        # Targets of experts alone have no dense width; three times is what Qwen3 has.
+        intermediate_size=getattr(shape, "intermediate_size", None) or 3 * shape.hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(shape, "num_key_value_heads", None) or heads,
+        head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=max_context(target.model) or 32768,
+        rope_parameters={"rope_type": "default", "rope_theta": float(theta)},
+    )
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig
 
 from treespec.drafts import DrafterContext, dflash_format, load_drafter
 from treespec.drafts.dflash import (
@@ -30,11 +29,12 @@ from treespec.drafts.pairwise import PairwiseSelector
 from treespec.drafts.treeflash import TreeFlashModule
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.base import Needs
-from treespec.targets.hf_model import decoder_blocks, max_context, text_config
+from treespec.targets.hf_model import decoder_blocks, text_config
 from treespec.training import TrainingContext
 from treespec.training.base import (
     Batch,
     frozen,
+    layer_shape,
     logits_of,
     mean_loss,
     soft_cross_entropy,
@@ -57,33 +57,14 @@ def default_config(
     num_features: int,
 ) -> DFlashConfig:
     """A drafter with the target's own width, heads and rotation."""
-    shape = text_config(target.model)
-    heads = int(shape.num_attention_heads)
-    own = LlamaConfig(
-        hidden_size=shape.hidden_size,
-        # Targets of experts alone have no dense width; three times is what Qwen3 has.
-        intermediate_size=getattr(shape, "intermediate_size", None) or 3 * shape.hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(shape, "num_key_value_heads", None) or heads,
-        head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=max_context(target.model) or 32768,
-        rope_parameters={"rope_type": "default", "rope_theta": _theta(shape)},
-    )
     count = len(decoder_blocks(target.model))
     return DFlashConfig(
-        shape=own,
+        shape=layer_shape(target, num_layers),
         block_size=block_size,
         mask_token_id=mask_token_id,
         layer_ids=tuple(sorted({*feature_layers(count, min(num_features, max(1, count - 2)))})),
-        target_width=int(shape.hidden_size),
+        target_width=int(text_config(target.model).hidden_size),
     )
-
-
-def _theta(shape: Any) -> float:
-    parameters = getattr(shape, "rope_parameters", None) or {}
-    return float(parameters.get("rope_theta", getattr(shape, "rope_theta", 10000.0)))
 
 
 @dataclass

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaConfig
 
 from treespec.drafts import eagle3_format
 from treespec.drafts.eagle3 import (
@@ -27,8 +26,15 @@ from treespec.drafts.eagle3 import (
 from treespec.drafts.layers import KvAttention
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.base import Needs
-from treespec.targets.hf_model import decoder_blocks, max_context, text_config
-from treespec.training.base import Batch, export_tensors, frozen, mean_loss, soft_cross_entropy
+from treespec.targets.hf_model import decoder_blocks, text_config
+from treespec.training.base import (
+    Batch,
+    export_tensors,
+    frozen,
+    layer_shape,
+    mean_loss,
+    soft_cross_entropy,
+)
 from treespec.training.data import Sample
 
 _DECAY = 0.8
@@ -50,23 +56,10 @@ def default_layers(num_layers: int) -> tuple[int, ...]:
 
 def default_config(target: Any, draft_vocab_size: int) -> Eagle3Config:
     """A drafter with the target's own width, heads and rotation."""
-    shape = text_config(target.model)
-    heads = int(shape.num_attention_heads)
-    rope = getattr(shape, "rope_parameters", None) or {}
-    own = LlamaConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=1,
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(shape, "num_key_value_heads", None) or heads,
-        head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
-        max_position_embeddings=max_context(target.model) or 32768,
-        rope_parameters={"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)},
-    )
     return Eagle3Config(
-        shape=own,
+        shape=layer_shape(target, 1),
         layer_ids=default_layers(len(decoder_blocks(target.model))),
-        target_width=int(shape.hidden_size),
+        target_width=int(text_config(target.model).hidden_size),
         draft_vocab_size=draft_vocab_size,
     )
 

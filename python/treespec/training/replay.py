@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from treespec import _core
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.base import Drafter, DraftSettings
 from treespec.growth import UNLIMITED, RoundKey, grow_trees
-from treespec.stats import Clock
+from treespec.stats import Clock, Stats
 from treespec.targets.base import Needs, TargetStates
 from treespec.training.data import Int32Array, Sample
 
@@ -121,7 +121,7 @@ class _Walk:
         self.states = trajectory.states if drafter.needs != Needs() else None
         self.start = self.position = trajectory.sample.prompt_length
         self.end = len(self.tokens) - spare
-        self.rounds = 0
+        self.stats = Stats()
         prompt = self.tokens[: self.start]
         self.session = drafter.begin(prompt, self._rows(0, self.start), len(self.tokens) + 256)
         drafter.observe(self.session, self.tokens[self.start : self.start + 1], None)
@@ -130,28 +130,26 @@ class _Walk:
     def root(self) -> int:
         return int(self.tokens[self.position])
 
-    def accept(self, tree: Any) -> list[bool]:
-        """Follow the text through a tree; per depth that had children whether one was right."""
-        found: list[bool] = []
-        node = 0
-        while self.position + len(found) + 1 < len(self.tokens):
-            children = np.flatnonzero(tree.parent == node)
-            if not len(children):
-                break
-            wanted = self.tokens[self.position + len(found) + 1]
-            right = children[tree.token[children] == wanted]
-            found.append(bool(len(right)))
-            if not len(right):
-                break
-            node = int(right[0])
-        accepted = sum(found)
-        first, last = self.position, self.position + accepted
-        self.rounds += 1
+    def accept(self, tree: Any) -> None:
+        """Follow the text through a tree, and go on behind what was in it."""
+        path = self._path(tree)
+        first, last = self.position, self.position + len(path)
+        self.stats.count_round(tree.parent, np.array(path, dtype=np.int32), len(path) + 1)
         self.position = last + 1
         if self.position < self.end:
             ids = self.tokens[first + 1 : last + 2]
             self.drafter.observe(self.session, ids, self._rows(first, last + 1))
-        return found
+
+    def _path(self, tree: Any) -> list[int]:
+        """The nodes of the longest part of the text that the tree contains."""
+        path: list[int] = []
+        for wanted in self.tokens[self.position + 1 :]:
+            children = np.flatnonzero(tree.parent == (path[-1] if path else 0))
+            right = children[tree.token[children] == wanted]
+            if not len(right):
+                break
+            path.append(int(right[0]))
+        return path
 
     def _rows(self, first: int, last: int) -> TargetStates | None:
         return None if self.states is None else self.states.rows(np.arange(first, last))
@@ -173,29 +171,22 @@ def replay(
         node_budget=tree.node_budget,
     )
     walks = [_Walk(drafter, trajectory, spare) for trajectory in trajectories]
-    offered: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-    accepted = offered.copy()
     clock = Clock()
-    while True:
-        running = [walk for walk in walks if walk.position < walk.end]
-        if not running:
-            break
+    while running := [walk for walk in walks if walk.position < walk.end]:
         sources = drafter.draft([walk.session for walk in running], settings)
         depths = [UNLIMITED] * len(running)
         keys = [RoundKey(position=walk.position) for walk in running]
         roots = [walk.root for walk in running]
         trees = grow_trees(builder, sources, tree.node_budget, depths, keys, roots, clock)
         for walk, grown in zip(running, trees, strict=True):
-            found = walk.accept(grown)
-            missing = len(found) - len(offered)
-            if missing > 0:
-                offered, accepted = np.pad(offered, (0, missing)), np.pad(accepted, (0, missing))
-            offered[: len(found)] += 1
-            accepted[: len(found)] += found
+            walk.accept(grown)
     for walk in walks:
         drafter.end(walk.session)
-    return Replay(
-        [(walk.position - walk.start) / max(walk.rounds, 1) for walk in walks],
-        offered.tolist(),
-        accepted.tolist(),
-    )
+    offered = _sums([walk.stats.offered_by_depth for walk in walks])
+    accepted = _sums([[0] * len(offered), *[walk.stats.accepted_by_depth for walk in walks]])
+    reached = [(walk.position - walk.start) / max(walk.stats.rounds, 1) for walk in walks]
+    return Replay(reached, offered, accepted)
+
+
+def _sums(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip_longest(*rows, fillvalue=0)]
