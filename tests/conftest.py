@@ -12,6 +12,12 @@ from support import core_build, oracle_build
 import treespec
 
 
+def pytest_configure():
+    """Beside other workers a process has one thread, and so have its children."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
+
+
 def pytest_generate_tests(metafunc):
     if "builder_name" in metafunc.fixturenames:
         metafunc.parametrize("builder_name", list(treespec.builder_names()))
