@@ -881,6 +881,9 @@ hold the same tokenizer: byte-level BPE, 2048 entries, `<|endoftext|>` = 0 betwe
 `<|mask|>` = 1 reserved for block drafters. The models were trained on contexts of up to
 {sequence} tokens; longer ones run, with less sense.
 
+More drafters of this target, trained on what it writes, are in folders beside these two:
+[DRAFTERS.md](DRAFTERS.md).
+
 `prompts.json` holds short prompts for demonstrations, `held_out.json` excerpts of held-out standard
 library files for benchmarks. A line break and the indentation after it are one piece for the
 tokenizer: end a prompt before a line break, not behind it.
