@@ -24,6 +24,7 @@ import harness
 import numpy as np
 import numpy.typing as npt
 import torch
+from bench_builders import PathNode
 from bench_decode import counters, load_prompts
 from rich.console import Console
 from rich.progress import track
@@ -189,21 +190,10 @@ def laws_along(drafter: Any, session: Any, path: npt.NDArray[np.int32]) -> torch
         return drafter.logits(session.hidden[None], depth)[0].log_softmax(-1)
     (expander,) = drafter.draft([session], DraftSettings())
     rows = [
-        expander.expand(OneNode(token, depth))[0] for depth, token in enumerate([root, *path[1:-1]])
+        expander.expand(PathNode(token, depth))[0]
+        for depth, token in enumerate([root, *path[1:-1]])
     ]
     return torch.stack(rows).float()
-
-
-class OneNode:
-    """A batch of one node of a path."""
-
-    def __init__(self, token: int, depth: int) -> None:
-        self.token = np.array([token], dtype=np.int32)
-        self.index = self.depth = np.array([depth], dtype=np.int32)
-        self.parent = self.index - 1
-
-    def __len__(self) -> int:
-        return 1
 
 
 @torch.inference_mode()

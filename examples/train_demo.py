@@ -23,7 +23,6 @@ half-annealed one.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -47,6 +46,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
+
+from treespec.training.memory import keep_freed_memory
 
 EXAMPLES = """\
 examples:
@@ -994,15 +995,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
     options.stages = options.stages or list(STAGES)
     return options
-
-
-def keep_freed_memory() -> None:
-    """Keep glibc from returning large tensors to the system: the faults cost half the speed."""
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold = -3, -1  # their numbers in malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def main() -> None:

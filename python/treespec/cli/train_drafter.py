@@ -23,6 +23,7 @@ from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import PairOptions, parse_assignments
 from treespec.training import TRAINEES, check_options
+from treespec.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from treespec.drafts.base import Drafter
@@ -288,7 +289,7 @@ def train_drafter(
     temperatures, options = report.values(), parse_assignments("--option", training.option)
     plan = training.plan(kind)
     check_options(kind, options)
-    _keep_freed_memory()
+    keep_freed_memory()
     decoder = target.load()
     plan = training.plan_on(plan, decoder.target.device.type)
     _check_target(decoder, data, report)
@@ -466,18 +467,6 @@ def _facts(
             for tree, row in figures.items()
         },
     }
-
-
-def _keep_freed_memory() -> None:
-    """Keep glibc from returning large tensors to the system: the faults cost half the speed."""
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold = -3, -1  # their numbers in malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 # --- What people read -----------------------------------------------------------------------------

@@ -116,6 +116,24 @@ def fetched(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(Path(folder), checkpoint.config)
 
 
+# Config fields of the layers' shape that mean the same in Llama, Qwen3 and here.
+SHAPE_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act", "attention_bias"),
+    "max_position_embeddings",
+)
+
+
+def shape_fields(shape: Any) -> dict[str, Any]:
+    """A drafter's layers as `config.json` has them, the rotation in its old and its new form."""
+    return {
+        **{name: getattr(shape, name) for name in SHAPE_FIELDS},
+        "rope_theta": shape.rope_parameters["rope_theta"],
+        "rope_scaling": None,
+        "rope_parameters": dict(shape.rope_parameters),
+    }
+
+
 def save_checkpoint(
     folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> None:

@@ -20,7 +20,13 @@ from torch import nn
 from transformers import LlamaConfig, Qwen3Config
 
 from treespec.drafts import DrafterContext
-from treespec.drafts.checkpoint import Checkpoint, load_weights, save_checkpoint
+from treespec.drafts.checkpoint import (
+    SHAPE_FIELDS,
+    Checkpoint,
+    load_weights,
+    save_checkpoint,
+    shape_fields,
+)
 from treespec.drafts.dflash import (
     Conditional,
     DFlashConfig,
@@ -40,12 +46,6 @@ _FAMILY = ("dflash", "domino", "dspark")
 _INSIDE = "dflash_config"
 _NESTED_SHAPE = "transformer_layer_config"  # of "speculators" checkpoints
 _NATIVE_FIELDS = {"block_size", "mask_token_id", "target_layer_ids"}  # of transformers' own ones
-# Config fields of the layers' shape that mean the same in Llama, Qwen3 and here.
-_SHAPE_FIELDS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act", "attention_bias"),
-    "max_position_embeddings",
-)
 _ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters")
 _PREFIX_OF = {"treeflash": "ar_approximation.", "pairwise": "candidate_selector."}
 _RENAMED = {
@@ -158,16 +158,12 @@ def save(
     num_target_layers, vocab_size
         Of the target.
     """
-    shape = model.config.shape
     prefix = "model." if kind == "treeflash" else ""
     tensors = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     fields: dict[str, Any] = {
         "architectures": [_ARCHITECTURE],
         "model_type": "qwen3",
-        **{name: getattr(shape, name) for name in _SHAPE_FIELDS},
-        "rope_theta": shape.rope_parameters["rope_theta"],
-        "rope_scaling": None,
-        "rope_parameters": dict(shape.rope_parameters),
+        **shape_fields(model.config.shape),
         "vocab_size": vocab_size,
         "num_target_layers": num_target_layers,
         **_written(model.config),
@@ -268,12 +264,12 @@ def read_shape(fields: _Fields) -> Any:
     """
     config = fields.checkpoint.config
     given = config.get(_NESTED_SHAPE) or config
-    present = {n: given[n] for n in (*_SHAPE_FIELDS, *_ROPE_FIELDS) if given.get(n) is not None}
+    present = {n: given[n] for n in (*SHAPE_FIELDS, *_ROPE_FIELDS) if given.get(n) is not None}
     # The published classes read their configs as Qwen3's.
     kind = LlamaConfig if given.get("model_type") == "llama" else Qwen3Config
     try:
         full = kind(**present)
-        shape = {name: getattr(full, name) for name in _SHAPE_FIELDS}
+        shape = {name: getattr(full, name) for name in SHAPE_FIELDS}
         # Not Llama's, whose width must be a multiple of the heads.
         return Qwen3Config(**shape, rope_parameters=dict(full.rope_parameters), mlp_bias=False)
     except (TypeError, ValueError, StrictDataclassError) as error:

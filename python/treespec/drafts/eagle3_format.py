@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from treespec.drafts import DrafterContext
-from treespec.drafts.checkpoint import Checkpoint, load_weights, save_checkpoint
+from treespec.drafts.checkpoint import Checkpoint, load_weights, save_checkpoint, shape_fields
 from treespec.drafts.eagle3 import Eagle3Config, Eagle3Drafter, Eagle3Model, feature_layers
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.hf_model import decoder_blocks, text_config
@@ -27,11 +27,6 @@ _ARCHITECTURE = "LlamaForCausalLMEagle3"
 _LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 # Where published configs keep the shape: at the top, or here ("speculators").
 _INSIDE = "transformer_layer_config"
-_SHAPE_FIELDS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act", "attention_bias"),
-    "max_position_embeddings",
-)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -84,14 +79,10 @@ def save(
     vocabulary
         Written as `d2t` and `t2d` when the drafter knows a part of the target's tokens.
     """
-    shape = config.shape
     fields: dict[str, Any] = {
         "architectures": [_ARCHITECTURE],
         "model_type": "llama",
-        **{name: getattr(shape, name) for name in _SHAPE_FIELDS},
-        "rope_theta": shape.rope_parameters["rope_theta"],
-        "rope_scaling": None,
-        "rope_parameters": dict(shape.rope_parameters),
+        **shape_fields(config.shape),
         "tie_word_embeddings": False,
         "vocab_size": vocabulary.target_size,
         "draft_vocab_size": config.draft_vocab_size,
