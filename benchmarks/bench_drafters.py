@@ -386,7 +386,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         left += spent
     axes[2].invert_yaxis()
     axes[2].set(xlabel="milliseconds of a round")
-    axes[2].legend(fontsize=8)
+    axes[2].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
 
 
