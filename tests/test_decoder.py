@@ -10,6 +10,7 @@ from decoder_models import (
     BUILD_IDS,
     BUILDS,
     DRAFTER_NAMES,
+    FOR_ANY_TARGET,
     ByteTokenizer,
     draft_model,
     drafter_object,
@@ -72,7 +73,7 @@ def demo_pair():
     texts = [hf_greedy(model, prompt, DEMO_TOKENS, eos_token_id=-1) for prompt in ids]
     drafters = {
         name: treespec.load(model, name, tokenizer=tokenizer, device="cpu").drafter
-        for name in treespec.drafter_names()
+        for name in FOR_ANY_TARGET
     }
     return model, drafters, tokenizer, prompts, texts
 
@@ -108,7 +109,7 @@ def test_the_plain_greedy_text_is_hugging_faces(architecture, hf_texts):
 
 
 @pytest.mark.parametrize("builder_and_mode", BUILDS, ids=BUILD_IDS)
-@pytest.mark.parametrize("drafter", treespec.drafter_names())
+@pytest.mark.parametrize("drafter", FOR_ANY_TARGET)
 def test_the_demo_pairs_greedy_text_is_hugging_faces(demo_pair, builder_and_mode, drafter):
     model, drafters, tokenizer, prompts, texts = demo_pair
     builder, mode = builder_and_mode
@@ -294,7 +295,7 @@ def test_lists_of_keys_must_have_one_entry_per_prompt():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("drafter", [None, *treespec.drafter_names()])
+@pytest.mark.parametrize("drafter", [None, *FOR_ANY_TARGET])
 def test_a_stream_is_generate_in_pieces(demo_pair, drafter, temperature):
     model, drafters, tokenizer, prompts, _ = demo_pair
     own = drafters[drafter] if drafter else None
