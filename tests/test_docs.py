@@ -177,7 +177,7 @@ def command_lines():
     lines = [
         line
         for block in blocks("bash")
-        for line in block.values[0].splitlines()
+        for line in block.values[0].replace("\\\n", "").splitlines()
         if line.startswith("treespec ")
     ]
     return sorted(set(lines))
