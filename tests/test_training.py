@@ -121,6 +121,7 @@ def test_roots_are_drawn_once_each_before_the_targets_own_tokens() -> None:
     batch = plain_batch([20, 12, 9, 6], prompt=6)
     blocks = draw_blocks(batch, 4, 9, 4.0, generator())
     assert blocks.anchor.shape == (4, 9) and blocks.label.shape == (4, 9, 4)
+    assert not draw_blocks(plain_batch([6], prompt=0), 2, 9, 4.0, generator()).weight[0, 5:].any()
     for row, possible in enumerate([range(5, 19), range(5, 11), range(5, 8), range(0)]):
         counted = blocks.weight[row].sum(-1) > 0
         drawn = blocks.anchor[row][counted].tolist()
@@ -254,6 +255,47 @@ def test_a_token_that_the_target_rules_out_costs_nothing() -> None:
     loss = soft_cross_entropy(wanted, logits)
     loss.sum().backward()
     assert loss.item() == pytest.approx(math.log(2)) and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dflash", "treeflash", "pairwise"])
+def test_losses_of_blocks_are_their_formulas(name: str) -> None:
+    """Computed anew from what the drafter says in a session, and from the model's own logits."""
+    options: dict[str, Any] = {"num_anchors": 3}
+    trainee: Any = dflash(**options) if name == "dflash" else conditional(name, **options)
+    with torch.no_grad():
+        for parameter in trainee.module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(1)))
+    batch = text_batch(target(), trainee.needs, 2)
+    drafter = trainee.drafter()
+    blocks = draw_blocks(batch, 4, 3, 2.5, generator())
+    total = 0.0
+    with torch.inference_mode():
+        law = target().model(batch.tokens).logits.log_softmax(-1)
+        for row, column, k in blocks.weight.nonzero().tolist():
+            root = int(blocks.anchor[row, column])
+            ids = batch.tokens[row, : root + 1].numpy().astype(np.int32)
+            states = drafter.states([drafter_session(drafter, ids)])
+            if name == "dflash":
+                said = drafter.marginal_logits(states)[0, k].log_softmax(-1)
+                loss = -said[blocks.label[row, column, k]]
+            else:
+                before = batch.tokens[row, root + k].expand(1, 4, 1)
+                said = drafter.conditional_logits(states, before)[0, k, 0].log_softmax(-1)
+                terms = law[row, root + k].exp() * (law[row, root + k] - said)
+                loss = terms[torch.arange(VOCAB_SIZE) != SPARE_TOKEN].sum()
+            total += float(blocks.weight[row, column, k] * loss)
+    expected = total / float(blocks.weight.sum())
+    assert trainee.loss(batch, generator()).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_loss_of_a_small_model_is_its_formula() -> None:
+    trainee = autoregressive()
+    batch = text_batch(target(), trainee.needs)
+    with torch.inference_mode():
+        wanted = target().model(batch.tokens).logits[:, :-1].log_softmax(-1)
+        said = trainee.module(batch.tokens).logits[:, :-1].log_softmax(-1)
+    each = (wanted.exp() * (wanted - said)).sum(-1)[batch.own[:, 1:]]
+    assert trainee.loss(batch, generator()).item() == pytest.approx(each.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -655,6 +697,9 @@ def test_numbers_without_end_stop_the_run_and_spoil_nothing(
     saved = torch.load(tmp_path / "training.pt")
     assert saved["state"]["step"] == 2
     assert torch.equal(saved["module"]["weight"], trainee.module.weight)
+    with pytest.raises(ValueError):
+        run(Diverging(gradient_only), tmp_path / "other", steps=9)
+    assert not (tmp_path / "other").exists(), "weights that lead nowhere are not kept"
 
 
 def test_a_batch_with_nothing_to_learn_is_passed_over(tmp_path: Path) -> None:
@@ -666,12 +711,16 @@ def test_a_batch_with_nothing_to_learn_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_an_update_is_not_divided_by_an_interrupt() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     done = []
-    with pytest.raises(KeyboardInterrupt), _undivided():
-        signal.raise_signal(signal.SIGINT)
-        done.append(1)
-    assert done == [1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt), _undivided():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        assert done == [1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- Batches --------------------------------------------------------------------------------------
@@ -755,21 +804,37 @@ def test_jsonl_rows_are_prompts(tmp_path: Path) -> None:
     assert {tuple(prompts_of(file, count=2, seed=seed)) for seed in range(9)} > {tuple(some)}
 
 
+def marking_tokenizer() -> Any:
+    """One that begins every text with a mark and ends it with another."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = letter_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    return tokenizer
+
+
+def test_every_prompt_begins_with_the_mark_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "longer than five"}')
+    (tmp_path / "b.txt").write_text("some text " * 9)
+    found = read_prompts(
+        [tmp_path / "a.jsonl", tmp_path / "b.txt"], marking_tokenizer(), count=6, prompt_tokens=5
+    )
+    assert [len(ids) for ids in found] == [5] * 6
+    assert all(ids[0] == 1 and 1 not in ids[1:] for ids in found)
+    assert all(text_of(ids[1:]) in "some text " * 9 for ids in found[1:])
+
+
 def test_messages_go_through_the_chat_template_once(tmp_path: Path) -> None:
     from training_cases import TEMPLATE
 
     file = tmp_path / "chat.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}))
-    tokenizer = letter_tokenizer()
+    tokenizer = marking_tokenizer()
     with pytest.raises(ValueError, match=r"chat\.jsonl:1 has messages, the tokenizer no chat"):
         read_prompts([file], tokenizer, count=1, prompt_tokens=40)
     tokenizer.chat_template = "<bos>" + TEMPLATE
-    # As tokenizers do that begin every text with a mark.
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer._tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 1)]
-    )
     (ids,) = read_prompts([file], tokenizer, count=1, prompt_tokens=40)
     assert ids.tolist().count(1) == 1
     assert text_of(ids[1:]) == "u: hi\na: "
