@@ -78,9 +78,10 @@ def read_prompts(
         tokenizer's chat template turns into a prompt); other files and folders of text, of which
         windows are cut. ``"python"`` is the standard library of the interpreter.
     count
-        Prompts wanted; fewer when the files hold no more, which they may.
+        Prompts wanted; fewer when the files hold no more.
     prompt_tokens
-        Length of a window, and the most of a given prompt that is kept, from its end.
+        Length of a window, and the most of a given prompt that is kept, from its end. What the
+        tokenizer puts before every text is before these as well, and counts.
     seed
         Which windows, and which prompts when there are too many.
 
@@ -95,21 +96,17 @@ def read_prompts(
         if str(path) == "python":
             texts += python_sources()
         elif Path(path).suffix == ".jsonl":
-            given += [ids[-prompt_tokens:] for ids in _json_prompts(path, tokenizer)]
+            given += [_end(ids, prompt_tokens, tokenizer) for ids in _json_prompts(path, tokenizer)]
         else:
             texts += [file.read_text("utf-8", errors="replace") for file in _text_files(Path(path))]
+    if not given and not texts:
+        read = ", ".join(map(str, paths))
+        raise ValueError(f"train-drafter: data must hold prompts, got none in {read}")
     random = np.random.default_rng(seed)
-    if len(given) >= count:
+    if len(given) > count:
         return [given[i] for i in random.permutation(len(given))[:count]]
-    if not texts:
-        if not given:
-            raise ValueError(f"train-drafter: data must hold prompts, got none in {_list(paths)}")
-        return given
-    return given + windows(texts, tokenizer, count - len(given), prompt_tokens, random)
-
-
-def _list(paths: Sequence[Any]) -> str:
-    return ", ".join(map(str, paths))
+    missing = count - len(given) if texts else 0
+    return given + windows(texts, tokenizer, missing, prompt_tokens, random)
 
 
 def windows(
@@ -128,19 +125,37 @@ def windows(
     """
     if count <= 0:
         return []
-    streams = [_ids(tokenizer, text) for text in texts]
+    begin = _begin(tokenizer)
+    size = length - len(begin)
+    streams = [_ids(tokenizer, text, add_special_tokens=False) for text in texts]
     cut = [
-        stream[start : start + length]
+        stream[start : start + size]
         for stream in streams
         for start in range(
-            int(random.integers(1 + max(0, min(length, len(stream) - length)))),
-            len(stream) - length + 1,
-            length,
+            int(random.integers(1 + max(0, min(size, len(stream) - size)))),
+            len(stream) - size + 1,
+            size,
         )
     ]
     if not cut:
-        raise ValueError(f"train-drafter: data must hold a text of {length} tokens, got none")
-    return [cut[i] for i in random.permutation(len(cut))[:count]]
+        raise ValueError(f"train-drafter: data must hold a text of {size} tokens, got none")
+    return [np.concatenate([begin, cut[i]]) for i in random.permutation(len(cut))[:count]]
+
+
+def _begin(tokenizer: Any) -> Int32Array:
+    """The mark that the tokenizer puts before every text, or nothing."""
+    ids = _ids(tokenizer, "")
+    return ids[: len(ids) > 0 and int(ids[0]) == getattr(tokenizer, "bos_token_id", None)]
+
+
+def _end(ids: Int32Array, count: int, tokenizer: Any) -> Int32Array:
+    """The last tokens of a prompt, behind the mark it begins with."""
+    if len(ids) <= count:
+        return ids
+    begin = _begin(tokenizer)
+    if not np.array_equal(ids[: len(begin)], begin):
+        return ids[-count:]
+    return np.concatenate([begin, ids[len(ids) - count + len(begin) :]])
 
 
 def _ids(tokenizer: Any, text: str, **options: Any) -> Int32Array:
