@@ -7,7 +7,7 @@ model's own code is traced; only its attention and its cache are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,11 +42,14 @@ class _Forward:
     ----------
     masks
         ``[B, 1, N, keys]`` by window; None: the probe, which attends causally.
+    kept
+        Outputs of the layers that give features.
     windows, cache_shapes
         What the probe finds: windows in use; heads and width of keys and values, layer by layer.
     """
 
     masks: dict[int | None, torch.Tensor] | None
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
     windows: list[int | None] = field(default_factory=list)
     cache_shapes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -93,6 +96,15 @@ def graph_attention(
 
 
 AttentionInterface.register(ATTENTION_NAME, graph_attention)
+
+
+def _keep(layer: int) -> Callable[[Any, Any, Any], None]:
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        forward = _FORWARD.get()
+        if forward is not None:  # blocks return a tensor or a tuple, by version
+            forward.kept[layer] = output if isinstance(output, torch.Tensor) else output[0]
+
+    return hook
 
 
 class _GraphLayer(CacheLayerMixin):
@@ -197,18 +209,11 @@ class CausalLmGraph(torch.nn.Module):
         self.max_context = max_context(model)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self._transform = output_transform(model)
-        self._kept: dict[int, torch.Tensor] = {}
         for layer in self.layers:
-            blocks[layer].register_forward_hook(self._keep(layer))
+            blocks[layer].register_forward_hook(_keep(layer))
         probe = self._probe()
         self.windows = sorted(probe.windows, key=lambda window: window or 0)
         self.cache_shapes = probe.cache_shapes
-
-    def _keep(self, layer: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            self._kept[layer] = output if isinstance(output, torch.Tensor) else output[0]
-
-        return hook
 
     @torch.inference_mode()
     def _probe(self) -> _Forward:
@@ -244,14 +249,14 @@ class CausalLmGraph(torch.nn.Module):
         layers = [
             _GraphLayer(cache[2 * i], cache[2 * i + 1], write_index) for i in range(self.num_layers)
         ]
-        self._kept.clear()
-        with _running(_Forward(dict(zip(self.windows, masks, strict=True)))):
+        by_window = dict(zip(self.windows, masks, strict=True))
+        with _running(_Forward(by_window)) as running:
             states = self._states(input_ids, position_ids, layers)
         head = self.view.get_output_embeddings()
         logits = self._transform(head(states.index_select(1, logit_rows)))
         outputs = [logits]
         if self.layers:
-            outputs.append(torch.cat([self._kept[layer] for layer in self.layers], dim=-1))
+            outputs.append(torch.cat([running.kept[layer] for layer in self.layers], dim=-1))
         for layer in layers:
             assert layer.outputs is not None
             outputs += layer.outputs
