@@ -305,6 +305,7 @@ class CausalLmGraph(torch.nn.Module):
         in_place = self.cache_style == "in_place"
         dim = torch.export.Dim
         b, n, m, s = dim("batch"), dim("nodes"), dim("logit_rows"), dim("capacity", min=2)
+        k = s if in_place else dim("keys", min=3)  # capacity + nodes, which Dim cannot say
         keys = rows if in_place else rows + nodes
         ids = torch.arange(nodes).repeat(batch, 1)
         masks = [torch.ones(batch, 1, nodes, keys, dtype=torch.bool) for _ in self.windows]
@@ -324,7 +325,7 @@ class CausalLmGraph(torch.nn.Module):
             {0: b, 1: n},
             {0: b, 1: n},
             {0: m},
-            [{0: b, 2: n, 3: s if in_place else s + n} for _ in masks],
+            [{0: b, 2: n, 3: k} for _ in masks],
             {0: b} if in_place else None,
             [{0: b, 2: s} for _ in cache],
         )

@@ -177,6 +177,7 @@ class DFlashGraph(torch.nn.Module):
         slots, in_place = self.block.slots, self.cache_style == "in_place"
         dim = torch.export.Dim
         b, s, c = dim("batch"), dim("features"), dim("capacity", min=2)
+        k = c if in_place else dim("keys", min=3)  # capacity + features + slots
         keys = rows if in_place else rows + count + slots
         masks = [torch.ones(batch, 1, slots, keys, dtype=torch.bool) for _ in self.windows]
         cache = [
@@ -198,7 +199,7 @@ class DFlashGraph(torch.nn.Module):
             {0: b},
             {0: b},
             {},
-            [{0: b, 3: c if in_place else c + s + slots} for _ in masks],
+            [{0: b, 3: k} for _ in masks],
             {0: b} if in_place else None,
             [{0: b, 2: c} for _ in cache],
         )
