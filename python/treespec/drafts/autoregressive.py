@@ -16,7 +16,7 @@ from treespec.drafts.base import DraftSettings
 from treespec.drafts.candidates import draft_log_probs
 from treespec.drafts.expander import ExpanderDrafter, ExpanderSession
 from treespec.targets.base import Needs, TargetStates
-from treespec.targets.hf_cache import Segment
+from treespec.targets.hf_cache import KvSequence
 from treespec.targets.hf_model import (
     can_fork,
     check_supported,
@@ -25,6 +25,7 @@ from treespec.targets.hf_model import (
     vocab_size,
 )
 from treespec.targets.hf_runner import PackedRunner
+from treespec.targets.segment import Segment
 
 
 class AutoregressiveSession(ExpanderSession):
@@ -36,8 +37,10 @@ class AutoregressiveSession(ExpanderSession):
         Committed tokens, the root last; the first ``sequence.length`` of them have rows.
     """
 
+    sequence: KvSequence
+
     def __init__(self, token_ids: npt.NDArray[np.integer[Any]], capacity: int) -> None:
-        super().__init__(capacity)
+        super().__init__(KvSequence(max(capacity, 1)))
         self.tokens: list[int] = token_ids.tolist()
 
 
@@ -127,9 +130,14 @@ class AutoregressiveDrafter(ExpanderDrafter[AutoregressiveSession]):
         logits, _ = self._runner.forward(segments)
         return list(logits.split([len(segment) for segment in segments]))
 
+    @torch.inference_mode()
     def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
         """Surplus ids are cut before the softmax, those the model lacks are impossible."""
         return draft_log_probs(logits, self.vocab_size, settings)
+
+    def stack(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Rows as one tensor."""
+        return torch.stack(list(rows))
 
     def catch_up(self, sessions: Sequence[AutoregressiveSession]) -> None:
         """Compute what was committed since the last draft, in one packed forward.

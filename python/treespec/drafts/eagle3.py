@@ -23,8 +23,9 @@ from treespec.drafts.layers import MLP, KvAttention, RMSNorm, Rotary
 from treespec.drafts.vocabulary import DraftVocabulary
 from treespec.targets.base import Needs, TargetStates
 from treespec.targets.hf_attention import packed_attention, packed_context
-from treespec.targets.hf_cache import PackedRows, Segment
+from treespec.targets.hf_cache import KvSequence, PackedRows
 from treespec.targets.hf_runner import PREFILL_ROWS, waves
+from treespec.targets.segment import Segment
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -190,7 +191,7 @@ class Eagle3Session(ExpanderSession):
     def __init__(
         self, token_ids: npt.NDArray[np.integer[Any]], features: torch.Tensor, capacity: int
     ) -> None:
-        super().__init__(capacity)
+        super().__init__(KvSequence(max(capacity, 1)))
         self.tokens: list[int] = token_ids[1:].tolist()
         self.features = features
         self.states = features.new_empty(0)
@@ -273,6 +274,7 @@ class Eagle3Drafter(ExpanderDrafter[Eagle3Session]):
             for session, row in zip(sessions, logits, strict=True):
                 session.root_logits = row
 
+    @torch.inference_mode()
     def run(
         self, sessions: Sequence[Eagle3Session], segments: Sequence[Segment]
     ) -> Sequence[torch.Tensor]:
@@ -286,10 +288,15 @@ class Eagle3Drafter(ExpanderDrafter[Eagle3Session]):
             session.states = torch.cat([session.states[: 1 + segment.first], rows])
         return self.model.logits(torch.cat(states)).split([len(segment) for segment in segments])
 
+    @torch.inference_mode()
     def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
         """The draft law over what the drafter can say, under the target's ids."""
         rows = draft_log_probs(self.vocabulary.cut(logits), self.vocabulary.size, settings)
         return self.vocabulary.spread(rows)
+
+    def stack(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Rows as one tensor."""
+        return torch.stack(list(rows))
 
     def _forward(
         self, segments: Sequence[Segment], states: torch.Tensor

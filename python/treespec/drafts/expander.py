@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafters with a cache of their own, whose trees grow by one packed forward per level.
+"""Drafters with a cache of their own, whose trees grow by one forward per level.
 
-What a row is computed from, and what its logits mean, is the drafter's. The rounds are here: which
-row every node of a tree has, and when it may be used.
+What a row is computed from, what its logits mean, and whether they are torch tensors or NumPy
+arrays, is the drafter's. The rounds are here: which row every node of a tree has, and when it may
+be used.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from treespec.drafts.base import DraftSettings, NodeBatch
-from treespec.targets.base import Int32Array
-from treespec.targets.hf_cache import KvSequence, Segment
+from treespec.targets.base import Array, Int32Array
+from treespec.targets.segment import Segment, SequenceRows
 
 # Room for a wide beam over a few levels; sequences grow when a builder asks for more.
 _SPARE_ROWS = 64
@@ -37,9 +37,9 @@ class ExpanderSession:
         The expander of the running round; an older one is refused.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.sequence = KvSequence(max(capacity, 1))
-        self.root_logits: torch.Tensor | None = None
+    def __init__(self, sequence: SequenceRows) -> None:
+        self.sequence = sequence
+        self.root_logits: Array | None = None
         self.expander: TreeExpander | None = None
 
     def reset_round(self) -> None:
@@ -62,7 +62,7 @@ class ExpanderDrafter(ABC, Generic[SessionT]):
     source_kind = "Expander"
 
     def draft(self, sessions: Sequence[SessionT], settings: DraftSettings) -> list[TreeExpander]:
-        """Bring all sessions up to their roots in one packed forward, and hand out expanders."""
+        """Bring all sessions up to their roots, and hand out expanders."""
         for session in sessions:
             session.reset_round()
         self.catch_up([session for session in sessions if session.root_logits is None])
@@ -80,14 +80,16 @@ class ExpanderDrafter(ABC, Generic[SessionT]):
         """Compute the rows committed since the last draft, and `root_logits`."""
 
     @abstractmethod
-    def run(
-        self, sessions: Sequence[SessionT], segments: Sequence[Segment]
-    ) -> Sequence[torch.Tensor]:
-        """Logits ``[n_i, V_draft]`` of all rows of each segment, in one packed forward."""
+    def run(self, sessions: Sequence[SessionT], segments: Sequence[Segment]) -> Sequence[Array]:
+        """Logits ``[n_i, V_draft]`` of all rows of each segment, in one forward."""
 
     @abstractmethod
-    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
+    def log_probs(self, logits: Array, settings: DraftSettings) -> Array:
         """``[n, V]`` of the target from logits ``[n, V_draft]``."""
+
+    @abstractmethod
+    def stack(self, rows: Sequence[Array]) -> Array:
+        """Rows ``[V_draft]`` as one array ``[n, V_draft]``."""
 
     def known(self, token_ids: npt.ArrayLike) -> Int32Array:
         """Token ids as the drafter can embed them."""
@@ -108,7 +110,7 @@ class TreeExpander:
         self._parent = np.empty(0, dtype=np.int32)
         self._depth = np.empty(0, dtype=np.int32)
 
-    def expand(self, nodes: NodeBatch) -> torch.Tensor:
+    def expand(self, nodes: NodeBatch) -> Array:
         """Score the children of `nodes`: ``[n, V]`` log-probabilities on the drafter's device.
 
         float32, or float64 for a float64 drafter; -inf for truncated tokens and ids the drafter
@@ -124,11 +126,10 @@ class TreeExpander:
         return self.expand_together([self], [nodes])[0]
 
     @staticmethod
-    @torch.inference_mode()
     def expand_together(
         expanders: Sequence[TreeExpander], nodes: Sequence[NodeBatch]
-    ) -> list[torch.Tensor]:
-        """Grow several trees in lock-step: one packed forward for the nodes of all sequences.
+    ) -> list[Array]:
+        """Grow several trees in lock-step: one forward for the nodes of all sequences.
 
         Parameters
         ----------
@@ -139,8 +140,8 @@ class TreeExpander:
 
         Returns
         -------
-        list of torch.Tensor
-            B tensors ``[n_i, V]``, each as `expand` gives it.
+        list of arrays
+            B arrays ``[n_i, V]``, each as `expand` gives it.
         """
         segments = [e.segment(batch) for e, batch in zip(expanders, nodes, strict=True)]
         running = [
@@ -184,15 +185,13 @@ class TreeExpander:
         for slot, index in enumerate(nodes.index[nodes.index > 0].tolist(), start=segment.first):
             self._slot_of[index] = slot
 
-    def log_probs(self, nodes: NodeBatch, logits: torch.Tensor | None) -> torch.Tensor:
+    def log_probs(self, nodes: NodeBatch, logits: Array | None) -> Array:
         """Rows in the order of `nodes`, from the logits of those below the root."""
-        root = self.session.root_logits
-        assert root is not None
-        if logits is None:
-            logits = root.expand(len(nodes), -1)
-        elif len(logits) < len(nodes):
-            below = torch.from_numpy(np.flatnonzero(nodes.index > 0)).to(root.device)
-            logits = root.repeat(len(nodes), 1).index_copy_(0, below, logits)
+        if logits is None or len(logits) < len(nodes):
+            root = self.session.root_logits
+            below = iter(() if logits is None else logits)
+            rows = [next(below) if index > 0 else root for index in nodes.index.tolist()]
+            logits = self.drafter.stack(rows or [root])[: len(rows)]
         return self.drafter.log_probs(logits, self.settings)
 
     def _slot(self, parent: int) -> int:

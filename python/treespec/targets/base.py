@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Int32Array = npt.NDArray[np.int32]
 
+# A torch tensor, or a NumPy array of a backend without torch.
+Array = Any
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -45,8 +48,8 @@ class TargetStates:
         ``[n, H]``: the states after the final norm.
     """
 
-    features: torch.Tensor | None = None
-    last_hidden: torch.Tensor | None = None
+    features: Array | None = None
+    last_hidden: Array | None = None
 
     def rows(self, nodes: npt.NDArray[np.integer[Any]]) -> TargetStates:
         """The states of the chosen rows, for instance of the accepted path.
@@ -57,7 +60,7 @@ class TargetStates:
             ``[m]`` row numbers below n.
         """
 
-        def pick(states: torch.Tensor | None) -> torch.Tensor | None:
+        def pick(states: Array | None) -> Array | None:
             return None if states is None else states[nodes.tolist()]
 
         return TargetStates(pick(self.features), pick(self.last_hidden))
@@ -66,10 +69,12 @@ class TargetStates:
     def join(parts: Sequence[TargetStates]) -> TargetStates:
         """The states of consecutive runs of rows as one; at least one part."""
 
-        def concatenate(states: list[torch.Tensor | None]) -> torch.Tensor | None:
+        def concatenate(states: list[Array | None]) -> Array | None:
             present = [rows for rows in states if rows is not None]
             if len(present) < 2:
                 return present[0] if present else None
+            if isinstance(present[0], np.ndarray):
+                return np.concatenate(present)
             import torch
 
             return torch.cat(present)
@@ -154,7 +159,7 @@ class Target(Protocol):
         sequences: Sequence[Any],
         token_ids: Sequence[npt.NDArray[np.integer[Any]]],
         needs: Needs,
-    ) -> tuple[list[torch.Tensor], list[TargetStates]]:
+    ) -> tuple[list[Array], list[TargetStates]]:
         """Append tokens to each sequence and commit them.
 
         Parameters
@@ -181,7 +186,7 @@ class Target(Protocol):
 
     def forward(
         self, sequences: Sequence[Any], trees: Sequence[TreeRows], needs: Needs
-    ) -> tuple[list[torch.Tensor], list[TargetStates]]:
+    ) -> tuple[list[Array], list[TargetStates]]:
         """Compute every node of one tree per sequence, without advancing the sequences.
 
         The root is the first token that is not yet committed to the sequence; the position of a
@@ -190,7 +195,8 @@ class Target(Protocol):
         Returns
         -------
         logits, states
-            B tensors ``[N_i, V]`` in the model's dtype; B states over the ``N_i`` nodes.
+            B arrays ``[N_i, V]`` in the model's dtype, which hold until the next call; B states
+            over the ``N_i`` nodes, the same.
 
         Raises
         ------

@@ -17,7 +17,8 @@ from transformers import AttentionInterface
 
 from treespec import _core
 from treespec.targets.base import Int32Array
-from treespec.targets.hf_cache import PackedRows, Segment
+from treespec.targets.hf_cache import PackedRows
+from treespec.targets.segment import Segment, rooted
 
 ATTENTION_NAME = "treespec"
 
@@ -70,10 +71,7 @@ def attention_bias(
     """
     if parent is None:
         parent = np.arange(-1, len(depth) - 1, dtype=np.int32)
-    elif (parent[1:] < 0).any():  # a forest; its root is the last row of the prefix
-        parent = np.concatenate([[-1], parent + 1]).astype(np.int32)
-        depth = np.concatenate([[0], depth + 1]).astype(np.int32)
-        first, prefix = first + 1, prefix - 1
+    parent, depth, first, prefix = rooted(parent, depth, first, prefix)
     bias = torch.empty(len(depth) - first, prefix + len(depth), dtype=dtype)
     # torch's DLPack export costs ten times the fill of a small mask; NumPy has no bfloat16.
     out = bias if dtype == torch.bfloat16 else bias.numpy()

@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from treespec import _core
-from treespec.targets.base import Int32Array
+from treespec.targets.segment import Segment as Segment
 
 _Rows = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -148,67 +148,6 @@ class KvSequence:
         for block in blocks:
             rows = block.index_select(-2, source.to(block.device))  # copies: rows may overlap
             block[..., self.length : self.length + len(nodes), :] = rows
-
-
-@dataclass(frozen=True)
-class Segment:
-    """New rows of one sequence in a packed forward.
-
-    Slots are the uncommitted rows behind the prefix, S in all; the segment computes slots
-    ``[first, S)`` and sees the earlier ones, which an earlier forward has written.
-
-    Attributes
-    ----------
-    sequence
-        Where keys and values go.
-    token_ids
-        ``[S - first]`` int32.
-    parent
-        ``[S]`` int32, the parent slot of every slot, -1 for a child of the prefix; None is a chain.
-    depth
-        ``[S]`` int32: the position of a slot is the length of the prefix + its depth. None with a
-        chain.
-    first
-        The first slot to compute.
-    """
-
-    sequence: KvSequence
-    token_ids: Int32Array
-    parent: Int32Array | None = None
-    depth: Int32Array | None = None
-    first: int = 0
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def num_slots(self) -> int:
-        """S."""
-        return self.first + len(self.token_ids)
-
-    @property
-    def query_depth(self) -> Int32Array:
-        """``[S - first]`` int32: depths of the new rows."""
-        if self.depth is None:
-            return np.arange(self.first, self.num_slots, dtype=np.int32)
-        return self.depth[self.first :]
-
-    def check(self) -> None:
-        """Raise ValueError when the segment is empty, skips slots or does not fit its sequence."""
-        sequence, end = self.sequence, self.sequence.length + self.num_slots
-        if len(self.token_ids) == 0:
-            raise ValueError("Segment: token_ids must not be empty")
-        if not 0 <= self.first <= sequence.pending:
-            raise ValueError(f"Segment: first must be in [0, {sequence.pending}], got {self.first}")
-        if end > sequence.capacity:
-            raise ValueError(
-                f"Segment: KV capacity must be at least {end}, got {sequence.capacity}"
-            )
-        for name, slots in (("parent", self.parent), ("depth", self.depth)):
-            if slots is not None and len(slots) != self.num_slots:
-                raise ValueError(f"Segment: {name} must be [{self.num_slots}], got [{len(slots)}]")
-        if (self.parent is None) != (self.depth is None):
-            raise ValueError("Segment: parent and depth must be given together")
 
 
 class KeysTransformed(Exception):
