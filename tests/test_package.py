@@ -22,7 +22,8 @@ CORE_SOURCES = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".h", ".cc", ".cu", ".cuh"}
 )
-CPP_EXAMPLES = sorted((ROOT / "examples").glob("cpp_*"))
+# The service needs more than treespec: test_cpp_service.py builds it.
+CPP_EXAMPLES = sorted(set((ROOT / "examples").glob("cpp_*")) - {ROOT / "examples/cpp_service"})
 PACKAGE = Path(treespec.__file__).resolve().parent
 IS_EDITABLE = PACKAGE == ROOT / "python/treespec"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A service in one file: it owns a model, treespec makes it speculative. The model counts which
-// letter follows which two in a rhyme, so that the calls stand out; where it keeps a list of
+// Embedding in one file: a program owns a model, treespec makes it speculative. The model counts
+// which letter follows which two in a rhyme, so that the calls stand out; where it keeps a list of
 // tokens, a real one keeps its KV cache.
 #include <cmath>
 #include <cstdint>
@@ -109,6 +109,6 @@ int main() try {
   generate("with an n-gram drafter", &ngram);
   return 0;
 } catch (const std::exception& error) {
-  std::fprintf(stderr, "cpp_service: %s\n", error.what());
+  std::fprintf(stderr, "cpp_embed: %s\n", error.what());
   return 1;
 }
