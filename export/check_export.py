@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.dflash import DFlashDrafter
 from treespec.export.causal_lm import CausalLmGraph
 from treespec.export.dflash import DFlashGraph
@@ -119,7 +120,7 @@ def check_export(
     Parameters
     ----------
     source
-        What was exported: a model, its folder or hub id, or a block drafter.
+        What was exported: a model, its folder or hub id, or a drafter.
     run
         The engine; None: ONNX Runtime on the CPU.
 
@@ -141,8 +142,10 @@ def check_export(
     run = run or onnxruntime_engine(folder / manifest.graph)
     if isinstance(source, DFlashDrafter):
         return _check_dflash(folder, manifest, source, run)
-    dtype = getattr(torch, manifest.dtype)
-    return _check_causal_lm(folder, manifest, load_model(source, "cpu", dtype), run)
+    if isinstance(source, AutoregressiveDrafter):
+        source = source.model
+    model = load_model(source, "cpu", getattr(torch, manifest.dtype))
+    return _check_causal_lm(folder, manifest, model, run)
 
 
 def onnxruntime_engine(graph: Path) -> RunEngine:

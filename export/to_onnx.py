@@ -107,7 +107,7 @@ def export_target(
     NotImplementedError
         For architectures that trees or the graph do not support.
     """
-    _check_arguments(folder, cache_style, max_nodes, max_context)
+    check_arguments(folder, cache_style, max_nodes, max_context)
     model = load_model(model_or_path, "cpu", dtype)
     if tokenizer is None and not isinstance(model_or_path, PreTrainedModel):
         from treespec.text import load_tokenizer
@@ -137,17 +137,28 @@ def export_drafter(
 
     The parameters are those of `export_target`.
     """
-    _check_arguments(folder, cache_style, max_nodes, max_context)
-    if isinstance(drafter, AutoregressiveDrafter):
-        graph = _causal_lm(drafter.model, (), cache_style)
-        manifest = _causal_lm_manifest(drafter.model, graph, "drafter", max_nodes, max_context)
-        return _write(graph, manifest, folder, None)
+    check_arguments(folder, cache_style, max_nodes, max_context)
+    check_drafter(drafter)
     if isinstance(drafter, DFlashDrafter):
         return _export_dflash(drafter, folder, cache_style, max_nodes, max_context)
-    raise NotImplementedError(
-        "export: drafters must be causal language models, DFlash or TreeFlash, got "
-        f"{type(drafter).__name__}"
-    )
+    assert isinstance(drafter, AutoregressiveDrafter)
+    graph = _causal_lm(drafter.model, (), cache_style)
+    manifest = _causal_lm_manifest(drafter.model, graph, "drafter", max_nodes, max_context)
+    return _write(graph, manifest, folder, None)
+
+
+def check_drafter(drafter: Drafter) -> None:
+    """Raise NotImplementedError for a drafter that has no graph."""
+    if isinstance(drafter, DFlashDrafter):
+        if drafter.chain or drafter.head_rows is not None:
+            raise NotImplementedError(
+                "export: the options chain and head_rows of block drafters are not in the graph"
+            )
+    elif not isinstance(drafter, AutoregressiveDrafter):
+        raise NotImplementedError(
+            "export: drafters must be causal language models, DFlash or TreeFlash, got "
+            f"{type(drafter).__name__}; those without a model (ngram, suffix) need no export"
+        )
 
 
 def _export_dflash(
@@ -157,10 +168,6 @@ def _export_dflash(
     max_nodes: int,
     max_context: int | None,
 ) -> Manifest:
-    if drafter.chain or drafter.head_rows is not None:
-        raise NotImplementedError(
-            "export: the options chain and head_rows of block drafters are not in the graph"
-        )
     conditional = drafter.conditional is not None
     width = drafter.width or (DEFAULT_WIDTH if conditional else DEFAULT_MARGINAL_WIDTH)
     graph = DFlashGraph(drafter, drafter.num_previous or DEFAULT_NUM_PREVIOUS, width, cache_style)
@@ -207,7 +214,7 @@ def _causal_lm_manifest(
     return Manifest(
         role=role,
         kind="causal_lm",
-        model=str(model.config.name_or_path or type(model).__name__),
+        model=Path(model.config.name_or_path).name or type(model).__name__,
         model_type=str(model.config.model_type),
         dtype=_dtype_name(graph.dtype),
         cache_style=graph.cache_style,
@@ -286,9 +293,10 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_arguments(
+def check_arguments(
     folder: str | PathLike[str], cache_style: str, max_nodes: int, max_context: int | None
 ) -> None:
+    """Raise for what `export_target` would refuse, before a model is loaded."""
     if cache_style not in CACHE_STYLES:
         raise ValueError(
             f"export: cache_style must be one of {', '.join(CACHE_STYLES)}, got {cache_style!r}"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from treespec.cli import chat, generate, info, inspect, train_drafter, tune
+from treespec.cli import chat, export, generate, info, inspect, train_drafter, tune
 from treespec.cli.command import as_command
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect.inspect, inspect.SUMMARY),
     "tune": (tune.tune, tune.SUMMARY),
     "train-drafter": (train_drafter.train_drafter, train_drafter.SUMMARY),
+    "export": (export.export, export.SUMMARY),
     "info": (info.info, info.SUMMARY),
 }
 
@@ -31,6 +32,8 @@ HELP = """Tree-based speculative decoding: the target model's own text, several 
     treespec tune --growth-map map.json
 
     treespec train-drafter --kind dflash --out my-dflash
+
+    treespec export --drafter demo --out demo-onnx
 
     treespec info
 """

@@ -80,7 +80,7 @@ class PairOptions:
         import treespec
 
         if self.target == "demo" or not sys.stderr.isatty():
-            _hide_progress_bars()
+            hide_progress_bars()
         return treespec.load(
             target=self.target,
             drafter=None if self.drafter.lower() == "none" else self.drafter,
@@ -206,7 +206,8 @@ def _parse_value(value: str) -> Any:
     return value
 
 
-def _hide_progress_bars() -> None:
+def hide_progress_bars() -> None:
+    """Load weights without the bars of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`treespec export`: a pair of PyTorch models becomes folders that run without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from treespec.cli.generate import print_json
+from treespec.cli.options import hide_progress_bars, parse_assignments
+
+if TYPE_CHECKING:
+    from treespec.export.pair import Exported
+
+SUMMARY = "Turn models into ONNX graphs or TensorRT engines that run without PyTorch."
+
+_FORMATS = ("onnx", "tensorrt")
+_CACHES = {"in-place": "in_place", "new-rows": "new_rows"}
+
+
+def export(
+    *,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="`demo`, a folder, or a hub id.")
+    ] = "demo",
+    drafter: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Its drafter, written to OUT/drafter: `demo`, `demo:treeflash`, a folder, a hub "
+            "id. `ngram` and `suffix` need no export.",
+        ),
+    ] = "none",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; made if missing.")],
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="`onnx`, or `tensorrt`: an engine beside it.")
+    ] = "onnx",
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I,J,...",
+            help="Layers whose outputs drafters read; given a drafter, its own.",
+            show_default="the drafter's",
+        ),
+    ] = None,
+    cache: Annotated[
+        str,
+        typer.Option(
+            metavar="STYLE",
+            help="`in-place`: the graph writes into the cache. `new-rows`: the host does, for "
+            "runtimes that lack TensorScatter.",
+        ),
+    ] = "in-place",
+    max_nodes: Annotated[int, typer.Option(metavar="N", min=1, help="Most nodes of a tree.")] = 256,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="L", min=2, help="Most tokens of a text.", show_default="the model's, to 4096"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="`float32`, `float16`, `bfloat16`.")
+    ] = "auto",
+    drafter_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of the drafter, repeatable: `num_previous=8`, `width=32`, `conditional=false`.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Compare every export with its model on the same inputs.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report for programs.")] = False,
+) -> None:
+    """Export a target, and its drafter, into a folder.
+
+    [bold]The demo pair, and a text from it in ONNX Runtime[/bold]
+
+        treespec export --drafter demo --out demo-onnx
+
+        treespec generate --target demo-onnx --drafter demo-onnx/drafter "def main():"
+
+    [bold]A drafter on the target's states[/bold]
+
+        treespec export --drafter demo:treeflash --out demo-treeflash
+
+    [bold]Models of your own[/bold]
+
+        treespec export --target ./llama --drafter ./llama-small --out llama-onnx --dtype float16
+
+    The folder holds graph, weights, tokenizer and `treespec.json`, which C++ reads, too.
+    """
+    if format not in _FORMATS:
+        raise typer.BadParameter(f"--format must be {' or '.join(_FORMATS)}, got {format!r}")
+    if cache not in _CACHES:
+        raise typer.BadParameter(f"--cache must be {' or '.join(_CACHES)}, got {cache!r}")
+    layers = _layers(features)
+    console = Console(stderr=True)
+    from treespec.export.pair import export_pair
+
+    hide_progress_bars()
+    with console.status("starting") as status:
+        exported = export_pair(
+            target,
+            out,
+            drafter=None if drafter.lower() == "none" else drafter,
+            drafter_options=parse_assignments("--drafter-option", drafter_option) or None,
+            layers=layers,
+            cache_style=_CACHES[cache],  # type: ignore[arg-type]
+            max_nodes=max_nodes,
+            max_context=max_context,
+            dtype=dtype,
+            check=check,
+            on_step=status.update,
+        )
+    if as_json:
+        print_json({"folders": [_fields(one) for one in exported]})
+    else:
+        _show(exported)
+
+
+def _layers(features: str | None) -> list[int] | None:
+    if features is None:
+        return None
+    try:
+        return [int(layer) for layer in features.split(",") if layer.strip()]
+    except ValueError:
+        raise typer.BadParameter(
+            f"--features must be layer numbers with commas, got {features!r}"
+        ) from None
+
+
+def _fields(one: Exported) -> dict[str, Any]:
+    manifest, report = one.manifest, one.report
+    return {
+        "folder": str(one.folder),
+        "role": manifest.role,
+        "kind": manifest.kind,
+        "bytes": _size(one),
+        "dtype": manifest.dtype,
+        "max_context": manifest.max_context,
+        "largest_difference": None
+        if report is None
+        else max(difference.share for difference in report.differences),
+    }
+
+
+def _size(one: Exported) -> int:
+    return sum(int(file["bytes"]) for file in one.manifest.files.values())
+
+
+def _show(exported: list[Exported]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "folder", "kind", "dtype", "size", "difference from PyTorch"):
+        table.add_column(column, justify="right" if column == "size" else "left")
+    for one in exported:
+        fields = _fields(one)
+        difference = fields["largest_difference"]
+        table.add_row(
+            one.manifest.role,
+            fields["folder"],
+            fields["kind"],
+            fields["dtype"],
+            f"{fields['bytes'] / 1e6:.1f} MB",
+            "not compared" if difference is None else f"{difference:.1g} of the values",
+        )
+    Console().print(table)
+    folders = [str(one.folder) for one in exported]
+    drafter = folders[1] if len(folders) > 1 else "suffix"
+    Console().print(
+        f'\ntreespec generate --target {folders[0]} --drafter {drafter} "def main():"',
+        highlight=False,
+    )
