@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "c_api/arguments.h"
+
+namespace treespec::c {
+namespace {
+
+/// Whether a product of counts stays a number of elements that memory could hold.
+bool addressable(int64_t rows, int64_t stride) {
+  return rows == 0 || stride <= (int64_t{1} << 56) / rows;
+}
+
+}  // namespace
+
+int32_t size32(const char* who, const char* name, int64_t size, int64_t least) {
+  TREESPEC_CHECK(size >= least && size <= INT32_MAX, who, ": ", name, " must be in [", least,
+                 ", 2^31), got ", size);
+  return static_cast<int32_t>(size);
+}
+
+void check_reserved(const char* who, const char* name, int32_t reserved) {
+  TREESPEC_CHECK(reserved == 0, who, ": ", name, ".reserved must be 0, got ", reserved);
+}
+
+DType dtype_of(const char* who, ts_dtype dtype) {
+  TREESPEC_CHECK(dtype >= TS_FLOAT32 && dtype <= TS_BFLOAT16, who,
+                 ": dtype must be TS_FLOAT32 (0), TS_FLOAT64 (1), TS_FLOAT16 (2) or TS_BFLOAT16 "
+                 "(3), got ",
+                 dtype);
+  return static_cast<DType>(dtype);
+}
+
+Proposal proposal_of(const char* who, ts_proposal proposal) {
+  TREESPEC_CHECK(proposal >= TS_DETERMINISTIC && proposal <= TS_TOP_PLUS_ONE, who,
+                 ": proposal must be TS_DETERMINISTIC (0), TS_IID (1), TS_WITHOUT_REPLACEMENT (2) "
+                 "or TS_TOP_PLUS_ONE (3), got ",
+                 proposal);
+  return static_cast<Proposal>(proposal);
+}
+
+RoundKey key_of(const ts_key& key) { return {key.seed, key.sequence_id, key.position}; }
+ts_key c_key(const RoundKey& key) { return {key.seed, key.sequence_id, key.position}; }
+
+RowsView rows_of(const char* who, const char* name, const ts_rows* given) {
+  const ts_rows& rows = required(who, name, given);
+  const std::string what = detail::message(who, ": ", name);
+  const DType dtype = dtype_of(what.c_str(), rows.dtype);
+  check_reserved(who, name, rows.reserved);
+  TREESPEC_CHECK(rows.num_rows >= 0 && rows.width >= 0 && rows.width <= INT32_MAX, what,
+                 " must be [num_rows >= 0, width in [0, 2^31)], got [", rows.num_rows, ", ",
+                 rows.width, "]");
+  TREESPEC_CHECK(rows.row_stride >= rows.width && addressable(rows.num_rows, rows.row_stride), what,
+                 ".row_stride must be at least the width ", rows.width, " and fit memory, got ",
+                 rows.row_stride);
+  TREESPEC_CHECK(rows.data != nullptr || rows.num_rows * rows.width == 0, what,
+                 ".data must not be NULL");
+  TREESPEC_CHECK(
+      reinterpret_cast<uintptr_t>(rows.data) % static_cast<uint64_t>(size_of(dtype)) == 0, what,
+      ".data must be aligned to its elements of ", size_of(dtype), " bytes");
+  return {rows.data, dtype, rows.num_rows, rows.width, rows.row_stride};
+}
+
+RowsView optional_rows_of(const char* who, const char* name, const ts_rows* rows) {
+  if (rows == nullptr || rows->data == nullptr) return {};
+  return rows_of(who, name, rows);
+}
+
+ts_rows c_rows(const RowsView& rows) {
+  return {rows.data,      static_cast<ts_dtype>(rows.dtype), 0, rows.num_rows, rows.width,
+          rows.row_stride};
+}
+
+}  // namespace treespec::c

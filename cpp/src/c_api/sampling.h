@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sampling parameters, from C and to C.
+#pragma once
+
+#include <vector>
+
+#include "treespec/sampling.h"
+#include "treespec/treespec_c.h"
+
+namespace treespec::c {
+
+/// Checked parameters; those of _init for NULL.
+SamplingParams sampling_of(const char* who, const ts_sampling* sampling);
+
+/// Parameters as a callback sees them; `bias` holds what they point to.
+ts_sampling c_sampling(const SamplingParams& params, std::vector<ts_logit_bias>& bias);
+
+}  // namespace treespec::c
