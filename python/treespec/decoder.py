@@ -447,7 +447,7 @@ class SpeculativeDecoder:
         plain = _core.auto_verifier("deterministic", g.params.greedy)
         return _core.verify_logits(
             tree,
-            logits.cpu(),  # the core of this version works in host memory
+            _in_host_memory(logits),
             None,
             g.row_params,
             plain if tree.num_nodes == 1 else self.verifier_name,
@@ -517,3 +517,8 @@ def _column(name: str, value: Any, prompts: Sequence[Any]) -> list[int]:
             f"got {len(values)}"
         )
     return values
+
+
+def _in_host_memory(logits: Any) -> Any:
+    """The core of this version works there."""
+    return logits if isinstance(logits, np.ndarray) else logits.cpu()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported graphs on ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treespec.export.manifest import Manifest
+from treespec.targets.base import Array
+from treespec.targets.graph_session import Axis, Inputs, OutputShape, output_shapes
+from treespec.targets.graph_target import GraphTarget
+from treespec.targets.memory import DeviceMemory, HostMemory, Memory
+
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# Providers whose buffers are in the memory of an NVIDIA GPU; those of all others are the host's.
+_CUDA_PROVIDERS = (CUDA_PROVIDER, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+# Numbers of the types in ONNX; NumPy has no bfloat16.
+_ELEMENT_TYPES = {
+    "float32": 1,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+    "bfloat16": 16,
+}
+
+_HOST = HostMemory()
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How ONNX Runtime runs a graph: `backend_options` of `treespec.load`.
+
+    Attributes
+    ----------
+    providers
+        Execution providers in order of preference, each a name or a pair of name and options. None:
+        by the device, CUDA's or the CPU's.
+    threads
+        Threads of one operator. None: OMP_NUM_THREADS, else one per core.
+    spinning
+        Whether idle threads wait busily for the next operator: faster alone, slower in company.
+    check_files
+        Compare the checksums of all files before they are read, not only their sizes.
+    """
+
+    providers: Sequence[Any] | None = None
+    threads: int | None = None
+    spinning: bool = True
+    check_files: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"load: threads must be at least 1, got {self.threads}")
+
+
+def load_target(
+    folder: str | PathLike[str], device: Any = "auto", options: OnnxOptions | None = None
+) -> GraphTarget:
+    """The target in an exported folder."""
+    return GraphTarget(OrtSession(folder, device, options))
+
+
+class OrtSession:
+    """A graph loaded into ONNX Runtime, as `treespec.targets.graph_session.GraphSession`.
+
+    Inputs and outputs are bound by their address, so that nothing is allocated or copied by the
+    runtime: with in_place a cache is input and output at once.
+
+    Parameters
+    ----------
+    folder
+        What `treespec export` has written.
+    device
+        ``"auto"`` (CUDA if this ONNX Runtime has it), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    options
+        More settings.
+
+    Raises
+    ------
+    ValueError
+        For a folder that is not complete, and providers or devices that are not there.
+    NotImplementedError
+        For a graph that the provider cannot run.
+    """
+
+    capacity: int | None = None
+    max_batch: int | None = None
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        device: Any = "auto",
+        options: OnnxOptions | None = None,
+    ) -> None:
+        options = options or OnnxOptions()
+        self.manifest = Manifest.load(folder)
+        self.manifest.check_files(folder, checksums=options.check_files)
+        self.providers = _providers(device, options.providers)
+        self.memory = _memory(self.providers)
+        on_host = self.memory.device.type == "cpu"
+        if on_host and self.manifest.dtype == "bfloat16":
+            raise NotImplementedError(
+                "load: ONNX Runtime has no bfloat16 on a CPU; export with --dtype float32, or use "
+                "device='cuda'"
+            )
+        self._session = _open(Path(folder) / self.manifest.graph, self.providers, options)
+        self._binding = self._session.io_binding()
+        self._buffers: dict[str, Array] = {}  # of outputs, flat; they grow
+        self._bound: dict[str, Array] = {}  # outputs as they are bound
+        self._cache: Sequence[Array] | None = None
+        self._wanted: list[str] = []
+
+    def padded(self, axis: Axis, count: int, room: int) -> int:
+        """As many as there are: any number is as good."""
+        return count
+
+    def run(self, inputs: Inputs, cache: Sequence[Array], outputs: Sequence[str]) -> dict[str, Any]:
+        """As `GraphSession`."""
+        shapes = output_shapes(self.manifest, inputs)
+        wanted = list(outputs)
+        if self.manifest.cache_style == "new_rows":
+            wanted += [one.output for one in self.manifest.cache]
+        if cache is not self._cache or wanted != self._wanted:
+            self._bind_cache(cache)
+            self._wanted = wanted
+        for name, array in inputs.items():
+            self._bind_input(name, array)
+        results = {name: self._bind_output(name, shapes[name]) for name in wanted}
+        self.memory.wait()
+        self._session.run_with_iobinding(self._binding)
+        return results
+
+    def _bind_cache(self, cache: Sequence[Array]) -> None:
+        """Once per place in memory: binding takes longer than all else around a short run."""
+        self._binding.clear_binding_outputs()
+        self._bound.clear()
+        for one, rows in zip(self.manifest.cache, cache, strict=True):
+            self._bind_input(one.name, rows)
+            if self.manifest.cache_style == "in_place":
+                self._binding.bind_output(one.output, *self._address(rows))
+        self._cache = cache
+
+    def _bind_input(self, name: str, array: Array) -> None:
+        self._binding.bind_input(name, *self._address(array))
+
+    def _bind_output(self, name: str, output: OutputShape) -> Array:
+        """The array that the run will fill."""
+        if name in self._bound and self._bound[name].shape == output.shape:
+            return self._bound[name]
+        size = prod(output.shape)
+        flat = self._buffers.get(name)
+        if flat is None or flat.shape[0] < size:
+            flat = self._buffers[name] = self.memory.zeros((size,), output.dtype)
+        array = self._bound[name] = flat[:size].reshape(output.shape)
+        self._binding.bind_output(name, *self._address(array))
+        return array
+
+    def _address(self, array: Array) -> tuple[str, int, int, tuple[int, ...], int]:
+        """What the binding must know of an array."""
+        shape = tuple(array.shape)
+        if isinstance(array, np.ndarray):
+            return "cpu", 0, _ELEMENT_TYPES[array.dtype.name], shape, _HOST.pointer(array)
+        device = self.memory.device
+        element = _ELEMENT_TYPES[str(array.dtype).removeprefix("torch.")]
+        return device.type, device.index or 0, element, shape, self.memory.pointer(array)
+
+
+def _providers(device: Any, asked: Sequence[Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Names and options, of those that this ONNX Runtime has."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    kind, _, number = str(device).partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (number.isdigit() or not number):
+        raise ValueError(
+            f"load: device must be 'auto', 'cpu', 'cuda' or 'cuda:N' with ONNX Runtime, "
+            f"got {str(device)!r}"
+        )
+    if asked is None:
+        on_cuda = kind == "cuda" or (kind == "auto" and CUDA_PROVIDER in available)
+        asked = [CUDA_PROVIDER] if on_cuda else []
+    pairs = [(one, {}) if isinstance(one, str) else (one[0], dict(one[1])) for one in asked]
+    for name, own in pairs:
+        if name not in available:
+            raise ValueError(
+                f"load: execution providers must be among {', '.join(available)}, which this ONNX "
+                f"Runtime {onnxruntime.__version__} has, got {name}"
+            )
+        if name in _CUDA_PROVIDERS:
+            own.setdefault("device_id", int(number or 0))
+    if CPU_PROVIDER not in dict(pairs):
+        pairs.append((CPU_PROVIDER, {}))  # for what the others leave
+    return pairs
+
+
+def _memory(providers: Sequence[tuple[str, dict[str, Any]]]) -> Memory:
+    for name, options in providers:
+        if name in _CUDA_PROVIDERS:
+            return DeviceMemory(f"cuda:{options['device_id']}")
+    return _HOST
+
+
+def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.use_deterministic_compute = True
+    settings.intra_op_num_threads = options.threads or _threads_of_environment()
+    settings.log_severity_level = 3  # warnings are about operators that stay on the CPU
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=list(providers))
+    except Exception as error:  # a class of its own per status, none of them public
+        message = f"load: ONNX Runtime {onnxruntime.__version__} cannot open {path}: {error}"
+        if type(error).__name__ == "NotImplemented":
+            raise NotImplementedError(message) from None
+        raise ValueError(message) from None
+
+
+def _threads_of_environment() -> int:
+    """OMP_NUM_THREADS, or 0, one per core."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() else 0
