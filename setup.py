@@ -71,16 +71,10 @@ class CMakeBuild(build_ext):
             subprocess.run([*install, "--component", component], check=True)
 
 
-packages = find_packages("python")
-package_dir = {"": "python"}
-if (ROOT / "export/__init__.py").exists():  # lives at the top, ships as treespec.export
-    packages.append("treespec.export")
-    package_dir["treespec.export"] = "export"
-
 setup(
     version=read_version(),
-    packages=packages,
-    package_dir=package_dir,
+    packages=find_packages("python"),  # python/treespec/export is a link to export/
+    package_dir={"": "python"},
     package_data={"treespec": ["py.typed", "_core/*.pyi", "demo/**"]},
     ext_modules=[Extension("treespec._core", sources=[])],
     cmdclass={"build_py": CleanBuildPy, "build_ext": CMakeBuild},
