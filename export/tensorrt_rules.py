@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
@@ -188,8 +189,8 @@ def _attention(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
         if tensor.shape is None or len(tensor.shape) != 4:
             yield f"{name} must have 4 dimensions, got {tensor.shape}"
     widths = [t.shape[-1] for n, t in tensors.items() if t.shape and n != "attn_mask"]
-    if None in widths or len(set(widths)) > 1:
-        yield f"heads of Q, K and V must have one fixed width, got {widths}"
+    if len({width for width in widths if width is not None}) > 1:
+        yield f"heads of Q, K and V must have one width, got {widths}"
     if "attn_mask" in tensors:
         mask, query = tensors["attn_mask"].type, tensors["Q"].type
         if mask not in (TensorProto.BOOL, query):
@@ -224,7 +225,7 @@ def _top_k(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
         yield "sorted must be 1, got 0"
     count = _constant(graph, node, 1)
     if count is None:
-        yield "K must be constant"
+        yield f"K must be constant, for it to be known that it is at most {_MAX_TOP_K}"
     elif (value := int(numpy_helper.to_array(count).reshape(-1)[0])) > _MAX_TOP_K:
         yield f"K must be at most {_MAX_TOP_K}, got {value}"
 
@@ -282,7 +283,7 @@ def _constant(graph: _Graph, node: onnx.NodeProto, index: int) -> onnx.TensorPro
     return graph.constants.get(node.input[index]) if index < len(node.input) else None
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, object]:
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {one.name: helper.get_attribute_value(one) for one in node.attribute}
 
 
