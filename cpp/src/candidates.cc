@@ -9,6 +9,7 @@
 #include "row_ops.h"
 #include "shared/block_sum.hd.h"
 #include "shared/ranking.hd.h"
+#include "shared/simd.h"
 #include "treespec/error.h"
 
 namespace treespec {
@@ -125,36 +126,74 @@ struct BlockSums {
   }
 };
 
+/// Sums the blocks of row `r`; `visit(block, size, begin, lane_max)` sees each of them.
+template <class Visit>
+void sum_row(const char* who, const RowsView& logits, int64_t r, double scale, BlockSums& sums,
+             Visit&& visit) {
+  sums.clear();
+  float lane_max[row::kMaxLanes];
+  row::BlockReader reader(logits, r);
+  for (int64_t begin = 0; begin < logits.width; begin += kBlock) {
+    const int64_t size = std::min(kBlock, logits.width - begin);
+    const float* block = reader.read(begin, size);
+    const float top = row::lane_maxima(block, size, lane_max);
+    TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(), who,
+                   ": logits must not contain NaN or +inf, row ", r, " does");
+    sums.top.push_back(top);
+    sums.sum.push_back(top == kLowest
+                           ? 0.0
+                           : row::exp_sum(block, size, top, scale, reader.address(begin + size),
+                                          size_of(logits.dtype)));
+    visit(block, size, begin, lane_max);
+  }
+  TREESPEC_CHECK(sums.row_top() != kLowest, who, ": logits must have a finite entry in row ", r);
+}
+
+void check_temperature(const char* who, double temperature) {
+  TREESPEC_CHECK(temperature >= 1e-6 && temperature <= 1e6, who,
+                 ": temperature must be in [1e-6, 1e6], got ", temperature);
+}
+
+TREESPEC_SIMD void block_logprobs(const float* block, int64_t size, float top, double scale,
+                                  double log_mass, float* logprob) {
+  for (int64_t t = 0; t < size; ++t) {
+    logprob[t] = shared::candidate_logprob(block[t], top, scale, log_mass);
+  }
+}
+
 }  // namespace
+
+void log_probs(const RowsView& logits, double temperature, float* logprob) {
+  check_temperature("log_probs", temperature);
+  const double scale = 1.0 / temperature;
+  BlockSums sums;
+  for (int64_t r = 0; r < logits.num_rows; ++r) {
+    sum_row("log_probs", logits, r, scale, sums, [](auto&&...) {});
+    const float top = sums.row_top();
+    const double log_mass = sums.log_mass(scale);
+    row::BlockReader reader(logits, r);
+    for (int64_t begin = 0; begin < logits.width; begin += kBlock) {
+      const int64_t size = std::min(kBlock, logits.width - begin);
+      block_logprobs(reader.read(begin, size), size, top, scale, log_mass,
+                     logprob + r * logits.width + begin);
+    }
+  }
+}
 
 void rank_candidates(const RowsView& logits, int32_t width, double temperature, int32_t* token,
                      float* logprob) {
   TREESPEC_CHECK(width >= 1, "rank_candidates: width must be >= 1, got ", width);
-  TREESPEC_CHECK(temperature >= 1e-6 && temperature <= 1e6,
-                 "rank_candidates: temperature must be in [1e-6, 1e6], got ", temperature);
+  check_temperature("rank_candidates", temperature);
   const double scale = 1.0 / temperature;
   Leaders leaders(std::min<int64_t>(width, logits.width));
   BlockSums sums;
-  float lane_max[row::kMaxLanes];
   for (int64_t r = 0; r < logits.num_rows; ++r) {
     leaders.clear();
-    sums.clear();
-    row::BlockReader reader(logits, r);
-    for (int64_t begin = 0; begin < logits.width; begin += kBlock) {
-      const int64_t size = std::min(kBlock, logits.width - begin);
-      const float* block = reader.read(begin, size);
-      const float top = row::lane_maxima(block, size, lane_max);
-      TREESPEC_CHECK(top < std::numeric_limits<float>::infinity(),
-                     "rank_candidates: logits must not contain NaN or +inf, row ", r, " does");
-      sums.top.push_back(top);
-      sums.sum.push_back(top == kLowest
-                             ? 0.0
-                             : row::exp_sum(block, size, top, scale, reader.address(begin + size),
-                                            size_of(logits.dtype)));
-      leaders.offer(block, size, begin, lane_max);
-    }
+    sum_row("rank_candidates", logits, r, scale, sums,
+            [&](const float* block, int64_t size, int64_t begin, const float* lane_max) {
+              leaders.offer(block, size, begin, lane_max);
+            });
     const float top = sums.row_top();
-    TREESPEC_CHECK(top != kLowest, "rank_candidates: logits must have a finite entry in row ", r);
     const double log_mass = sums.log_mass(scale);
     std::vector<uint64_t> ranked = leaders.take();
     for (uint64_t& word : ranked) {

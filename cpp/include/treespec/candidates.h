@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a drafter's raw logits to ranked candidate lists, in one pass over memory.
+// From a drafter's raw logits to what builders read: ranked candidate lists, in one pass over
+// memory, or whole rows.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +17,8 @@ namespace treespec {
 /// without a finite logit.
 void rank_candidates(const RowsView& logits, int32_t width, double temperature, int32_t* token,
                      float* logprob);
+
+/// The log-probabilities of all tokens under the same law, `[num_rows, V]`: what an Expander gives.
+void log_probs(const RowsView& logits, double temperature, float* logprob);
 
 }  // namespace treespec
