@@ -158,8 +158,8 @@ class SpeculativeDecoder::Run {
   /// Candidates, or null when nothing below the root could be emitted.
   CandidateSource* draft() {
     if (draft_ == nullptr || useful_depth() < 1) return nullptr;
-    return &draft_->draft(
-        {root_token(), key(), useful_depth(), recipe_.node_budget, options_.sampling});
+    return &draft_->draft({root_token(), key(), useful_depth(), recipe_.node_budget,
+                           options_.sampling, builder_.proposal()});
   }
 
   TokenTree build(CandidateSource* source) {

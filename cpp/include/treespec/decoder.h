@@ -59,6 +59,8 @@ struct DraftRequest {
   int32_t max_depth;               ///< >= 1; deeper nodes could not be emitted
   int32_t node_budget;             ///< >= 1; nodes the tree will have at most
   const SamplingParams& sampling;  ///< e.g. for a draft temperature
+  /// What the builder makes of the rows: it ranks them, or draws from them.
+  Proposal proposal = Proposal::kDeterministic;
 };
 
 /// The model that proposes. Its committed state advances in `begin` and `observe` alone.
