@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv_cache.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "element_type.h"
+#include "treespec/error.h"
+
+namespace treespec::exported {
+namespace {
+
+// Growing copies every row once a block, which the forwards in between read a hundred times.
+constexpr int64_t kBlockRows = 128;
+
+}  // namespace
+
+KvCache::KvCache(GraphRunner& runner, const ExportManifest& manifest, int64_t batch)
+    : runner_(runner),
+      memory_(runner.memory()),
+      in_place_(manifest.cache_style == CacheStyle::kInPlace),
+      type_(element_type(manifest.dtype)),
+      batch_(batch) {
+  for (const CacheInput& input : manifest.cache) buffers_.push_back({&input, {}, {}});
+  views_.resize(buffers_.size());
+}
+
+int64_t KvCache::row_bytes(const Buffer& buffer) const {
+  return buffer.input->width * size_of(type_);
+}
+
+int64_t KvCache::sequence_bytes(const Buffer& buffer) const {
+  return buffer.input->heads * capacity_ * row_bytes(buffer);
+}
+
+int64_t KvCache::rounded(int64_t rows) const {
+  const int64_t fixed = runner_.limits().cache_rows;
+  TREESPEC_CHECK(fixed == 0 || rows <= fixed, "KvCache: rows must be at most the engine's ", fixed,
+                 ", got ", rows);
+  return fixed > 0 ? fixed : (rows + kBlockRows - 1) / kBlockRows * kBlockRows;
+}
+
+void KvCache::restart(int64_t rows) {
+  const int64_t wanted = rounded(rows);
+  capacity_ = bound_count_ = 0;
+  for (Buffer& buffer : buffers_) {
+    const int64_t bytes = batch_ * buffer.input->heads * wanted * row_bytes(buffer);
+    if (buffer.rows.bytes() < bytes) {
+      buffer.rows = {};  // before the new one is there: never both
+      buffer.rows = CacheBlock(memory_, bytes);
+    } else {
+      // What the last text left may be infinite, and a hidden row must not be.
+      memory_.clear(buffer.rows.data(), bytes);
+    }
+  }
+  capacity_ = wanted;
+}
+
+void KvCache::reserve(int64_t rows) {
+  if (capacity_ == 0) {
+    throw std::runtime_error(
+        "KvCache: the cached rows were lost when memory ran out; start a new sequence");
+  }
+  if (rows > capacity_) grow(rounded(rows));
+}
+
+void KvCache::grow(int64_t rows) {
+  const int64_t old = std::exchange(capacity_, 0);  // nothing is there if memory runs out
+  bound_count_ = 0;
+  for (Buffer& buffer : buffers_) {
+    const int64_t slices = batch_ * buffer.input->heads, bytes = row_bytes(buffer);
+    CacheBlock larger(memory_, slices * rows * bytes);
+    memory_.copy(larger.data(), rows * bytes, buffer.rows.data(), old * bytes, old * bytes, slices);
+    buffer.rows = std::move(larger);
+  }
+  capacity_ = rows;
+}
+
+void KvCache::bind(int64_t first, int64_t count, int64_t num_rows) {
+  const bool moved = first != bound_first_ || count != bound_count_;
+  const bool resized = moved || num_rows != bound_rows_;
+  for (Buffer& buffer : buffers_) {
+    const auto& [name, output, heads, width] = *buffer.input;
+    char* rows = buffer.rows.data() + first * sequence_bytes(buffer);
+    const Shape shape{count, heads, capacity_, width};
+    if (moved) runner_.bind_input(name.c_str(), rows, type_, shape);
+    if (in_place_) {
+      if (moved) runner_.bind_output(output.c_str(), rows, type_, shape);
+    } else if (resized) {
+      const Shape fresh{count, heads, num_rows, width};
+      const int64_t bytes = fresh.num_elements() * size_of(type_);
+      if (buffer.fresh.bytes() < bytes) buffer.fresh = CacheBlock(memory_, bytes);
+      runner_.bind_output(output.c_str(), buffer.fresh.data(), type_, fresh);
+    }
+  }
+  bound_first_ = first, bound_count_ = count, bound_rows_ = num_rows;
+}
+
+void KvCache::store(int64_t sequence, int64_t from, int64_t to, int64_t num_rows) {
+  if (in_place_) return;
+  for (Buffer& buffer : buffers_) {
+    const int64_t bytes = row_bytes(buffer), heads = buffer.input->heads;
+    const int64_t first = (sequence - bound_first_) * heads * bound_rows_ + from;
+    memory_.copy(buffer.rows.data() + sequence * sequence_bytes(buffer) + to * bytes,
+                 capacity_ * bytes, buffer.fresh.data() + first * bytes, bound_rows_ * bytes,
+                 num_rows * bytes, heads);
+  }
+}
+
+void KvCache::commit(int64_t sequence, int64_t base, ArrayView<const int32_t> nodes) {
+  for (size_t i = 0; i < buffers_.size(); ++i) {
+    const Buffer& buffer = buffers_[i];
+    const int64_t bytes = row_bytes(buffer);
+    views_[i] = {buffer.rows.data() + sequence * sequence_bytes(buffer),
+                 buffer.input->heads,
+                 capacity_ * bytes,
+                 bytes,
+                 bytes,
+                 capacity_};
+  }
+  memory_.commit(views_, base, nodes);
+}
+
+}  // namespace treespec::exported
