@@ -61,3 +61,41 @@ def _beyond_top_p(logprob: Float32Array, top_p: float) -> npt.NDArray[np.bool_]:
     out = np.empty_like(dropped)
     np.put_along_axis(out, order, dropped, axis=1)
     return out
+
+
+def truncated(logprob: Float32Array, settings: DraftSettings) -> Float32Array:
+    """Ranked lists after top-k and top-p; what is dropped becomes -inf.
+
+    A list that keeps its last token says nothing of the mass beyond it, and stays as it is.
+
+    Parameters
+    ----------
+    logprob
+        ``[n, K]`` falling, of the whole vocabulary's law.
+    """
+    if 0 < settings.top_k < logprob.shape[1]:
+        last = logprob[:, settings.top_k - 1 : settings.top_k]
+        logprob = _without(logprob, logprob < last)
+    if settings.top_p < 1:
+        mass = np.exp(logprob.astype(np.float64))
+        logprob = _without(logprob, mass.cumsum(axis=1) - mass >= settings.top_p)
+    return logprob
+
+
+def _without(logprob: Float32Array, dropped: npt.NDArray[np.bool_]) -> Float32Array:
+    """The lists less `dropped`; those that lose their end are the whole law, so they sum to 1."""
+    kept = np.where(dropped, -np.inf, logprob)
+    total = np.log(np.exp(kept.astype(np.float64)).sum(axis=1, keepdims=True))
+    out: Float32Array = np.minimum(kept - np.where(dropped[:, -1:], total, 0), 0).astype(np.float32)
+    return out
+
+
+def in_total_order(
+    token: npt.NDArray[np.int32], logprob: Float32Array
+) -> tuple[npt.NDArray[np.int32], Float32Array]:
+    """Ranked lists ``[n, K]`` with equal scores by ascending token."""
+    tied = logprob[:, 1:] == logprob[:, :-1]
+    if not (tied & (token[:, 1:] < token[:, :-1])).any():
+        return token, logprob
+    order = np.lexsort((token, -logprob))
+    return np.take_along_axis(token, order, axis=1), logprob

@@ -49,6 +49,10 @@ class Memory(Protocol):
         """A contiguous array of its own."""
         ...
 
+    def take(self, array: Array, dtype: str) -> Array:
+        """A copy here and of this dtype, of a NumPy array or a torch tensor from anywhere."""
+        ...
+
     def to_host(self, array: Array) -> npt.NDArray[Any]:
         """In NumPy; the same array where it is in host memory."""
         ...
@@ -79,6 +83,12 @@ class HostMemory:
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """As `Memory`."""
         return array.copy()
+
+    def take(self, array: Array, dtype: str) -> npt.NDArray[Any]:
+        """As `Memory`."""
+        if not isinstance(array, np.ndarray):
+            array = array.detach().float().cpu().numpy()
+        return np.array(array, dtype)
 
     def to_host(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """As `Memory`."""
@@ -129,6 +139,11 @@ class DeviceMemory:
     def copy(self, array: Any) -> Any:
         """As `Memory`."""
         return array.clone(memory_format=self._torch.contiguous_format)
+
+    def take(self, array: Array, dtype: str) -> Any:
+        """As `Memory`."""
+        here = self._torch.as_tensor(array).to(self.device, getattr(self._torch, dtype))
+        return self.copy(here)
 
     def to_host(self, array: Any) -> npt.NDArray[Any]:
         """As `Memory`."""
