@@ -37,8 +37,7 @@
 extern "C" {
 #endif
 
-// --- Values
-// ---------------------------------------------------------------------------------------
+// --- Values --------------------------------------------------------------------------------------
 
 typedef int32_t ts_status;
 enum {
@@ -119,8 +118,7 @@ typedef struct ts_candidates {
   int32_t reserved;    ///< 0
 } ts_candidates;
 
-// --- Library
-// --------------------------------------------------------------------------------------
+// --- Library -------------------------------------------------------------------------------------
 
 /// The TREESPEC_C_ABI_VERSION that the library was built with.
 TS_API uint32_t ts_abi_version(void);
@@ -132,8 +130,7 @@ TS_API const char* ts_last_error(void);
 /// For callbacks: the reason of the failure that they are about to return. Copied.
 TS_API void ts_set_error(const char* text);
 
-// --- Builders
-// -------------------------------------------------------------------------------------
+// --- Builders ------------------------------------------------------------------------------------
 
 TS_API int64_t ts_num_builders(void);
 /// Row `i` of the table of builders; NULL outside it.
@@ -167,8 +164,7 @@ typedef struct ts_builder_info {
 } ts_builder_info;
 TS_API ts_status ts_builder_get_info(const ts_builder* builder, ts_builder_info* info);
 
-// --- Sources
-// --------------------------------------------------------------------------------------
+// --- Sources -------------------------------------------------------------------------------------
 
 /// Depth-wise lists `[depth, width]` of one-pass drafters; the tokens of a list are distinct, an
 /// entry of logprob -inf is padding. Copied, like all arrays of this section.
@@ -202,8 +198,7 @@ typedef int32_t (*ts_expand)(void* user, const ts_frontier_node* nodes, int64_t 
 TS_API ts_status ts_expander_create(ts_expand expand, void* user, ts_source** source);
 TS_API void ts_source_free(ts_source* source);
 
-// --- Trees
-// ----------------------------------------------------------------------------------------
+// --- Trees ---------------------------------------------------------------------------------------
 
 typedef struct ts_build_options {
   size_t struct_size;
@@ -265,8 +260,7 @@ TS_API void ts_tree_free(ts_tree* tree);
 /// which else a verifier checks row by row.
 TS_API ts_status ts_tree_check(const ts_tree* tree);
 
-// --- Masks
-// ----------------------------------------------------------------------------------------
+// --- Masks ---------------------------------------------------------------------------------------
 
 /// `[N, W]` with W = ceil(N / 32): bit j % 32 of word j / 32 in row i is set iff j is i or an
 /// ancestor of i.
@@ -291,8 +285,7 @@ TS_API ts_status ts_mask_sequence_ids(const ts_tree* tree, int32_t* offset, int6
 TS_API ts_status ts_positions(const ts_tree* tree, int32_t prefix_length, int32_t* out,
                               int64_t capacity);
 
-// --- Verification
-// ---------------------------------------------------------------------------------
+// --- Verification --------------------------------------------------------------------------------
 
 TS_API int64_t ts_num_verifiers(void);
 /// Row `i` of the table of verifiers; NULL outside it.
@@ -372,8 +365,7 @@ TS_API ts_status ts_verify_logits(const ts_tree* tree, const ts_rows* target_log
 TS_API ts_status ts_sample(const ts_rows* logits, int64_t row, const ts_logit_options* processing,
                            const ts_key* key, int32_t* token);
 
-// --- KV commit
-// ------------------------------------------------------------------------------------
+// --- KV commit -----------------------------------------------------------------------------------
 
 /// One tensor with the rows of a sequence, `[outer, num_rows, row_bytes]` with any strides.
 typedef struct ts_kv_buffer {
@@ -390,8 +382,7 @@ typedef struct ts_kv_buffer {
 TS_API ts_status ts_commit_kv(const ts_kv_buffer* buffers, int64_t num_buffers, int64_t base,
                               const int32_t* nodes, int64_t num_nodes);
 
-// --- Drafters
-// -------------------------------------------------------------------------------------
+// --- Drafters ------------------------------------------------------------------------------------
 
 /// Settings of prompt lookup; see NgramOptions in drafts.h.
 typedef struct ts_ngram_options {
@@ -427,10 +418,10 @@ TS_API ts_status ts_suffix_drafter_create(const ts_suffix_options* options, ts_d
 typedef struct ts_draft_request {
   size_t struct_size;
   ts_key key;
-  int32_t root_token;   ///< the last committed token, observed already
-  int32_t max_depth;    ///< >= 1; deeper nodes could not be emitted
-  int32_t node_budget;  ///< >= 1; nodes the tree will have at most
-  int32_t reserved;
+  int32_t root_token;           ///< the last committed token, observed already
+  int32_t max_depth;            ///< >= 1; deeper nodes could not be emitted
+  int32_t node_budget;          ///< >= 1; nodes the tree will have at most
+  ts_proposal proposal;         ///< of the builder: it ranks candidates, or draws from them
   const ts_sampling* sampling;  ///< e.g. for a draft temperature
 } ts_draft_request;
 
@@ -464,8 +455,7 @@ TS_API ts_status ts_drafter_build(ts_drafter* drafter, const ts_builder* builder
                                   const ts_sampling* sampling, const ts_build_options* options,
                                   ts_tree** tree);
 
-// --- Decoder
-// --------------------------------------------------------------------------------------
+// --- Decoder -------------------------------------------------------------------------------------
 
 /// One target forward over all nodes of a tree. Node i has token[i] at position[i], sees the prefix
 /// and the nodes of its ancestor bits (itself included), and writes KV row prefix_length + i.

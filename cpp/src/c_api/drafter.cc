@@ -32,9 +32,10 @@ class CallbackDraft final : public DraftModel {
   CandidateSource& draft(const DraftRequest& request) override {
     source_.reset();
     const ts_sampling sampling = c_sampling(request.sampling, bias_);
-    const ts_draft_request asked{sizeof(asked),     c_key(request.key),  request.root_token,
-                                 request.max_depth, request.node_budget, 0,
-                                 &sampling};
+    const ts_draft_request asked{
+        sizeof(asked),     c_key(request.key),  request.root_token,
+        request.max_depth, request.node_budget, static_cast<ts_proposal>(request.proposal),
+        &sampling};
     ts_source* made = nullptr;
     const auto take = [&] { source_.reset(made); };
     try {
@@ -160,7 +161,7 @@ ts_status ts_drafter_build(ts_drafter* drafter, const ts_builder* builder,
     }
     out = grow(recipe,
                model.draft({known.root_token, key_of(known.key), known.max_depth, known.node_budget,
-                            params}),
+                            params, recipe.builder->proposal()}),
                known);
   });
 }

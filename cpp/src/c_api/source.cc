@@ -153,9 +153,10 @@ ts_status ts_trie_create(const int32_t* parent, const int32_t* token, const floa
                          int64_t size, ts_source** source) {
   return guarded(__func__, [&](const char* who) {
     ts_source*& out = new_handle(who, "source", source);
-    out = table(std::make_unique<Trie>(view(who, "parent", parent, size),
-                                       view(who, "token", token, size),
-                                       view(who, "logprob", logprob, size)));
+    const auto parents = view(who, "parent", parent, size);
+    const auto tokens = view(who, "token", token, size);
+    const auto scores = view(who, "logprob", logprob, size);
+    out = table(std::make_unique<Trie>(parents, tokens, scores));
   });
 }
 

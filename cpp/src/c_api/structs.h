@@ -14,45 +14,36 @@
 
 namespace treespec::c {
 
-/// Bytes of a struct in the first release of this ABI version, what the oldest callers have. When a
-/// field is appended its number here stays.
+/// Bytes of a struct in the first release of this ABI version, what the oldest callers have: up to
+/// the last field of then. A field that is appended changes nothing here.
 template <class T>
 inline constexpr size_t kFirstSize = 0;
-template <>
-inline constexpr size_t kFirstSize<ts_builder_info> = 24;
-template <>
-inline constexpr size_t kFirstSize<ts_build_options> = 40;
-template <>
-inline constexpr size_t kFirstSize<ts_tree_data> = 128;
-template <>
-inline constexpr size_t kFirstSize<ts_sampling> = 72;
-template <>
-inline constexpr size_t kFirstSize<ts_logit_options> = 56;
-template <>
-inline constexpr size_t kFirstSize<ts_verify_options> = 40;
-template <>
-inline constexpr size_t kFirstSize<ts_verdict> = 40;
-template <>
-inline constexpr size_t kFirstSize<ts_ngram_options> = 40;
-template <>
-inline constexpr size_t kFirstSize<ts_suffix_options> = 56;
-template <>
-inline constexpr size_t kFirstSize<ts_draft_model> = 48;
-template <>
-inline constexpr size_t kFirstSize<ts_target_model> = 56;
-template <>
-inline constexpr size_t kFirstSize<ts_decoder_options> = 40;
-template <>
-inline constexpr size_t kFirstSize<ts_generate_options> = 80;
-template <>
-inline constexpr size_t kFirstSize<ts_result_data> = 144;
+#define TREESPEC_C_LAST_FIELD(type, field) \
+  template <>                              \
+  inline constexpr size_t kFirstSize<type> = offsetof(type, field) + sizeof(type::field)
+TREESPEC_C_LAST_FIELD(ts_builder_info, reserved);
+TREESPEC_C_LAST_FIELD(ts_build_options, key);
+TREESPEC_C_LAST_FIELD(ts_tree_data, reserved);
+TREESPEC_C_LAST_FIELD(ts_sampling, top_k);
+TREESPEC_C_LAST_FIELD(ts_logit_options, num_allowed_words);
+TREESPEC_C_LAST_FIELD(ts_verify_options, reserved);
+TREESPEC_C_LAST_FIELD(ts_verdict, next_token);
+TREESPEC_C_LAST_FIELD(ts_ngram_options, reserved);
+TREESPEC_C_LAST_FIELD(ts_suffix_options, reserved);
+TREESPEC_C_LAST_FIELD(ts_draft_model, observe);
+TREESPEC_C_LAST_FIELD(ts_target_model, states);
+TREESPEC_C_LAST_FIELD(ts_decoder_options, lossy);
+TREESPEC_C_LAST_FIELD(ts_generate_options, allow);
+TREESPEC_C_LAST_FIELD(ts_result_data, reserved);
+#undef TREESPEC_C_LAST_FIELD
 
 template <class T>
 void check_struct_size(const char* who, const char* name, size_t struct_size) {
   static_assert(std::is_trivially_copyable_v<T> && std::is_standard_layout_v<T>);
   static_assert(kFirstSize<T> > 0 && offsetof(T, struct_size) == 0);
-  TREESPEC_CHECK(struct_size >= kFirstSize<T>, who, ": ", name,
-                 ".struct_size must be its sizeof, at least ", kFirstSize<T>, ", got ",
+  constexpr size_t kMost = 4096;  // no struct ever has so much: what else is there is rubbish
+  TREESPEC_CHECK(struct_size >= kFirstSize<T> && struct_size <= kMost, who, ": ", name,
+                 ".struct_size must be its sizeof, in [", kFirstSize<T>, ", ", kMost, "], got ",
                  struct_size);
 }
 
