@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "block_graph.h"
 #include "causal_graph.h"
 #include "treespec/decoder.h"
 #include "treespec/exported_model.h"
@@ -15,5 +16,7 @@ namespace treespec::exported {
 std::unique_ptr<DraftModel> make_causal_draft(std::unique_ptr<CausalSequence> sequence,
                                               int32_t vocab_size,
                                               const ExportedDraftOptions& options);
+std::unique_ptr<DraftModel> make_block_draft(std::unique_ptr<BlockSequence> sequence,
+                                             const ExportedDraftOptions& options);
 
 }  // namespace treespec::exported

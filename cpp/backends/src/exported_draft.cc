@@ -53,6 +53,8 @@ ExportedDraft::ExportedDraft(std::shared_ptr<const ExportedModel> model,
   if (manifest().kind == ModelKind::kCausalLm) {
     draft_ = exported::make_causal_draft(exported::make_sequence(model_, false), target.vocab_size,
                                          options);
+  } else {
+    draft_ = exported::make_block_draft(exported::make_block_sequence(model_), options);
   }
 }
 
