@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from installed_package import find_cmake_dir
 from support import core_build, oracle_build
 
 import treespec
@@ -51,6 +52,12 @@ def rng(request):
     seed = zlib.crc32(request.node.nodeid.encode()) + shift
     request.node.user_properties.append(("seed", seed))
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def cmake_dir(tmp_path_factory):
+    """The folder of the CMake package of treespec."""
+    return find_cmake_dir(tmp_path_factory)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -4,12 +4,12 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from installed_package import IS_EDITABLE, ask_cmake_dir, build_with_cmake, run
 
 import treespec
 
@@ -24,41 +24,10 @@ CORE_SOURCES = sorted(
 )
 # The service needs more than treespec: test_cpp_service.py builds it.
 CPP_EXAMPLES = sorted(set((ROOT / "examples").glob("cpp_*")) - {ROOT / "examples/cpp_service"})
-PACKAGE = Path(treespec.__file__).resolve().parent
-IS_EDITABLE = PACKAGE == ROOT / "python/treespec"
 
 
 def relative(path):
     return str(path.relative_to(ROOT))
-
-
-def run(*command, **options):
-    """Run a command and return its standard output; on failure show all it printed."""
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{words} failed\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def ask_cmake_dir():
-    command = [sys.executable, "-m", "treespec", "--cmake-dir"]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def build_with_cmake(source, build, *options):
-    run("cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *options)
-    run("cmake", "--build", build)
-
-
-@pytest.fixture(scope="session")
-def cmake_dir(tmp_path_factory):
-    """The CMake package of the install; an editable install has none: there one is made apart."""
-    if not IS_EDITABLE:
-        return ask_cmake_dir().stdout.strip()
-    build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("prefix")
-    build_with_cmake(ROOT, build, "-DTREESPEC_CUDA=OFF", "-DCMAKE_INSTALL_LIBDIR=lib")
-    run("cmake", "--install", build, "--prefix", prefix)
-    return prefix / "lib/cmake/treespec"
 
 
 def test_import_needs_neither_torch_nor_transformers():
