@@ -124,8 +124,8 @@ typedef struct ts_candidates {
 TS_API uint32_t ts_abi_version(void);
 /// `major.minor.patch` of the library.
 TS_API const char* ts_version(void);
-/// Why the last failed call of this thread failed, "" if none has; valid until the next call that
-/// fails. The texts are those of the C++ exceptions.
+/// Why the last call of this thread failed; valid until its next one. The texts are those of the
+/// C++ exceptions.
 TS_API const char* ts_last_error(void);
 /// For callbacks: the reason of the failure that they are about to return. Copied.
 TS_API void ts_set_error(const char* text);
@@ -215,7 +215,8 @@ TS_API ts_status ts_tree_build(const ts_builder* builder, ts_source* source,
                                const ts_build_options* options, ts_tree** tree);
 
 /// Grows a tree step by step, so that one forward of a drafter can serve many sequences: while the
-/// frontier is not empty, supply a row for each of its nodes. The builder may be freed meanwhile.
+/// frontier is not empty, supply a row for each of its nodes. For builders that read expanders; the
+/// builder may be freed meanwhile.
 TS_API ts_status ts_growth_create(const ts_builder* builder, const ts_build_options* options,
                                   ts_growth** growth);
 TS_API void ts_growth_free(ts_growth* growth);

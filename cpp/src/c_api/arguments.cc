@@ -2,14 +2,6 @@
 #include "c_api/arguments.h"
 
 namespace treespec::c {
-namespace {
-
-/// Whether a product of counts stays a number of elements that memory could hold.
-bool addressable(int64_t rows, int64_t stride) {
-  return rows == 0 || stride <= (int64_t{1} << 56) / rows;
-}
-
-}  // namespace
 
 int32_t size32(const char* who, const char* name, int64_t size, int64_t least) {
   TREESPEC_CHECK(size >= least && size <= INT32_MAX, who, ": ", name, " must be in [", least,
@@ -19,6 +11,14 @@ int32_t size32(const char* who, const char* name, int64_t size, int64_t least) {
 
 void check_reserved(const char* who, const char* name, int32_t reserved) {
   TREESPEC_CHECK(reserved == 0, who, ": ", name, ".reserved must be 0, got ", reserved);
+}
+
+void check_row_stride(const char* who, const char* name, int64_t num_rows, int64_t width,
+                      int64_t row_stride) {
+  constexpr int64_t kMostElements = int64_t{1} << 56;  // more than any memory holds
+  TREESPEC_CHECK(row_stride >= width && (num_rows == 0 || row_stride <= kMostElements / num_rows),
+                 who, ": ", name, ".row_stride must be at least the width ", width,
+                 " and fit memory, got ", row_stride);
 }
 
 DType dtype_of(const char* who, ts_dtype dtype) {
@@ -48,9 +48,7 @@ RowsView rows_of(const char* who, const char* name, const ts_rows* given) {
   TREESPEC_CHECK(rows.num_rows >= 0 && rows.width >= 0 && rows.width <= INT32_MAX, what,
                  " must be [num_rows >= 0, width in [0, 2^31)], got [", rows.num_rows, ", ",
                  rows.width, "]");
-  TREESPEC_CHECK(rows.row_stride >= rows.width && addressable(rows.num_rows, rows.row_stride), what,
-                 ".row_stride must be at least the width ", rows.width, " and fit memory, got ",
-                 rows.row_stride);
+  check_row_stride(who, name, rows.num_rows, rows.width, rows.row_stride);
   TREESPEC_CHECK(rows.data != nullptr || rows.num_rows * rows.width == 0, what,
                  ".data must not be NULL");
   TREESPEC_CHECK(

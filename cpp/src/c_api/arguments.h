@@ -65,6 +65,9 @@ Handle*& new_handle(const char* who, const char* name, Handle** handle) {
 /// A size, depth or width in [least, INT32_MAX].
 int32_t size32(const char* who, const char* name, int64_t size, int64_t least);
 void check_reserved(const char* who, const char* name, int32_t reserved);
+/// At least the width, and no more than rows of memory can be apart.
+void check_row_stride(const char* who, const char* name, int64_t num_rows, int64_t width,
+                      int64_t row_stride);
 
 DType dtype_of(const char* who, ts_dtype dtype);
 Proposal proposal_of(const char* who, ts_proposal proposal);

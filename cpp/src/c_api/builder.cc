@@ -98,8 +98,7 @@ std::vector<CandidateRow> candidate_rows(const char* who, const ts_candidates& b
   TREESPEC_CHECK(batch.num_rows == num_rows, who, ": rows must be one per frontier node (",
                  num_rows, "), got ", batch.num_rows);
   const int32_t width = size32(who, "rows.width", batch.width, 0);
-  TREESPEC_CHECK(batch.row_stride >= width, who, ": rows.row_stride must be at least the width ",
-                 width, ", got ", batch.row_stride);
+  check_row_stride(who, "rows", num_rows, width, batch.row_stride);
   TREESPEC_CHECK(batch.logprob != nullptr || width == 0, who, ": rows.logprob must not be NULL");
   TREESPEC_CHECK(batch.ranked == 0 || batch.ranked == 1, who, ": rows.ranked must be 0 or 1, got ",
                  batch.ranked);
@@ -107,7 +106,7 @@ std::vector<CandidateRow> candidate_rows(const char* who, const ts_candidates& b
   std::vector<CandidateRow> rows;
   std::vector<int32_t> seen;
   for (int64_t i = 0; i < num_rows; ++i) {
-    const int64_t at = i * batch.row_stride;
+    const int64_t at = width > 0 ? i * batch.row_stride : 0;  // NULL has no offset
     const CandidateRow row{batch.token != nullptr ? batch.token + at : nullptr, batch.logprob + at,
                            nullptr, width, batch.ranked != 0};
     if (row.token != nullptr) check_tokens(who, row, i, seen);

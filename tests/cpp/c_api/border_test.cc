@@ -452,6 +452,7 @@ void candidates_that_break_a_rule_are_refused() {
   refuses("rows must be one per frontier node (1), got 2", {logprob, token, 2, 3, 3, 0, 0});
   refuses("rows.width must be in [0, 2^31), got -1", {logprob, token, 1, -1, 3, 0, 0});
   refuses("rows.row_stride must be at least the width 3, got 2", {logprob, token, 1, 3, 2, 0, 0});
+  refuses("and fit memory", {logprob, token, 1, 3, INT64_MAX, 0, 0});
   refuses("rows.logprob must not be NULL", {nullptr, token, 1, 3, 3, 0, 0});
   refuses("rows.ranked must be 0 or 1, got 2", {logprob, token, 1, 3, 3, 2, 0});
   refuses("rows.reserved must be 0, got 5", {logprob, token, 1, 3, 3, 0, 5});
@@ -717,15 +718,14 @@ void an_exception_of_a_callback_in_cpp_becomes_a_status() {
         });
 }
 
-void the_last_error_stays_until_the_next_failure() {
-  ts_set_error(nullptr);
-  CHECK_EQUAL(std::string(ts_last_error()), std::string());
+void the_last_error_is_of_any_length_and_may_be_cleared() {
   CHECK_EQUAL(ts_tree_check(nullptr), TS_INVALID_ARGUMENT);
-  const auto options = make<ts_options>(ts_options_create);
   CHECK_EQUAL(std::string(ts_last_error()), std::string("ts_tree_check: tree must not be NULL"));
   const std::string longer(5000, 'x');
   ts_set_error(longer.c_str());
   CHECK_EQUAL(std::string(ts_last_error()), longer);
+  ts_set_error(nullptr);
+  CHECK_EQUAL(std::string(ts_last_error()), std::string());
 }
 
 }  // namespace
@@ -743,6 +743,6 @@ int main() {
   fields_that_an_older_caller_has_not_got_keep_their_defaults();
   a_failure_of_a_callback_comes_out_with_its_text();
   an_exception_of_a_callback_in_cpp_becomes_a_status();
-  the_last_error_stays_until_the_next_failure();
+  the_last_error_is_of_any_length_and_may_be_cleared();
   return 0;
 }
