@@ -17,7 +17,7 @@ from treespec.targets.base import Array, Needs, TargetStates
 from treespec.targets.graph_session import GraphSession, block_of
 from treespec.targets.kv_slots import KvPool, KvSlot
 
-# Features per run and sequence; a longer prompt takes several.
+# Features per run and sequence, unless the runtime takes fewer; a longer prompt takes several runs.
 _MAX_FEATURES = 512
 
 
@@ -66,6 +66,7 @@ class GraphDflashDrafter:
         self.needs = Needs(layers=manifest.layers)
         self.source_kind = "Transitions" if self.block.num_previous else "Marginals"
         self.max_context = manifest.max_context
+        self._max_features = min(_MAX_FEATURES, session.max_rows or _MAX_FEATURES)
 
     def begin(
         self, prompt_ids: npt.NDArray[np.integer[Any]], states: TargetStates | None, capacity: int
@@ -96,9 +97,9 @@ class GraphDflashDrafter:
         for session in sessions:
             if session.root is None or not len(session.features):
                 raise ValueError("draft: a session must have observed a token and its features")
-            while len(session.features) > _MAX_FEATURES:
+            while len(session.features) > self._max_features:
                 self._run([session], settings)
-                session.settle(_MAX_FEATURES)
+                session.settle(self._max_features)
         limit = self._session.max_batch or len(sessions)
         drafted: dict[int, Marginals | Transitions] = {}
         for begin in range(0, len(sessions), limit):

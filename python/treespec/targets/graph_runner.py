@@ -151,7 +151,8 @@ class GraphRunner:
         try:
             while rest:
                 left = [len(token_ids[i]) - done[i] for i in rest]
-                count = _chunk(left, max(1, max_rows // len(rest)))
+                most = max(1, max_rows // len(rest))
+                count = _chunk(left, min(most, self._session.max_rows or most))
                 segments = [
                     Segment(sequences[i], token_ids[i][done[i] : done[i] + count].astype(np.int32))
                     for i in rest

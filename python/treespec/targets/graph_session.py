@@ -30,6 +30,8 @@ class GraphSession(Protocol):
         Rows that every cache buffer must have; None: any.
     max_batch
         Most sequences of a run; None: any.
+    max_rows
+        Most rows of a sequence in a run; None: any.
     """
 
     @property
@@ -40,6 +42,8 @@ class GraphSession(Protocol):
     def capacity(self) -> int | None: ...
     @property
     def max_batch(self) -> int | None: ...
+    @property
+    def max_rows(self) -> int | None: ...
 
     def padded(self, axis: Axis, count: int, room: int) -> int:
         """Rows to run for `count` real ones, at most `room`."""

@@ -32,7 +32,6 @@ from treespec.export.to_tensorrt import (
 )
 from treespec.targets.base import Array
 from treespec.targets.graph_session import Axis, Inputs, output_shapes
-from treespec.targets.graph_target import GraphTarget
 from treespec.targets.tensorrt_queue import CudaQueue, Queue
 
 LOGGER = logging.getLogger("treespec")
@@ -69,13 +68,6 @@ optimization_level, cache
     cache: str | PathLike[str] | None = None
     build: bool = True
     cuda_graphs: bool = True
-
-
-def load_target(
-    folder: str | PathLike[str], device: Any = "auto", options: TensorRtOptions | None = None
-) -> GraphTarget:
-    """The target in an exported folder."""
-    return GraphTarget(TensorRtSession(folder, device, options))
 
 
 class TensorRtSession:
@@ -143,6 +135,12 @@ class TensorRtSession:
     def max_batch(self) -> int:
         """Most sequences of a run."""
         return self.spec.max_batch
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a sequence in a run."""
+        axis = "nodes" if self.manifest.block is None else "features"
+        return max(profile.axes[axis][2] for profile in self.spec.profiles)
 
     def padded(self, axis: Axis, count: int, room: int) -> int:
         """The next size that the engine is tuned for."""
