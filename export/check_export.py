@@ -328,4 +328,5 @@ def _compare(
 def _distance(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
     if found.shape != expected.shape:
         return float("inf"), float(expected.abs().max())
-    return float((expected - found).abs().max()), float(expected.abs().max())
+    apart = torch.where(expected == found, 0.0, expected - found)  # both may be -inf
+    return float(apart.abs().max()), float(expected[expected.isfinite()].abs().max())
