@@ -451,7 +451,7 @@ void candidates_that_break_a_rule_are_refused() {
   };
   refuses("rows must be one per frontier node (1), got 2", {logprob, token, 2, 3, 3, 0, 0});
   refuses("rows.width must be in [0, 2^31), got -1", {logprob, token, 1, -1, 3, 0, 0});
-  refuses("rows.row_stride must be at least the width 3, got 2", {logprob, token, 1, 3, 2, 0, 0});
+  refuses("rows.row_stride must be at least the width 3", {logprob, token, 1, 3, 2, 0, 0});
   refuses("and fit memory", {logprob, token, 1, 3, INT64_MAX, 0, 0});
   refuses("rows.logprob must not be NULL", {nullptr, token, 1, 3, 3, 0, 0});
   refuses("rows.ranked must be 0 or 1, got 2", {logprob, token, 1, 3, 3, 2, 0});
