@@ -144,7 +144,7 @@ class GraphDflashDrafter:
         Shorter contexts are padded; what is written for the padding is behind the sequence's rows
         and nobody sees it.
         """
-        counts = {id(s): min(len(s.features), _MAX_FEATURES) for s in sessions}
+        counts = {id(s): min(len(s.features), self._max_features) for s in sessions}
         most = max(counts.values())
         longest = max(session.sequence.length for session in sessions)
         slots = self.block.slots
