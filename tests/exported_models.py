@@ -53,13 +53,17 @@ _EXPORTS: dict[str, Callable[[Path], Any]] = {
     "target": lambda folder: _target(tiny_target(), folder),
     "target in float16": lambda folder: _target(tiny_target(dtype=torch.float16), folder),
     "target in bfloat16": lambda folder: _target(tiny_target(dtype=torch.bfloat16), folder),
+    "target with windows": lambda folder: _target(tiny_model("qwen3_window"), folder),
+    "target of new rows": lambda folder: export_target(
+        tiny_target(), folder, layers=(0, 1), cache_style="new_rows", **LIMITS
+    ),
     **{
         name: lambda folder, make=make: export_drafter(make(), folder, **LIMITS)
         for name, make in DRAFTERS.items()
     },
 }
 
-IN_PLACE = [name for name in _EXPORTS if "demo" not in name and name != "target of new rows"]
+IN_PLACE = ["target", "target in float16", "target in bfloat16", *DRAFTERS]
 
 
 def exported(name: str, tmp_path_factory: Any) -> Path:
