@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from treespec.backends import BACKENDS, check_needs, make_drafter, make_target, open_session
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
+from treespec.export.manifest import is_exported
 from treespec.text import load_tokenizer
 
 
@@ -27,6 +29,7 @@ def load(
     graph: bool | str = False,
     tokenizer: Any = None,
     backend: str = "auto",
+    backend_options: Mapping[str, Any] | None = None,
     device: Any = "auto",
     dtype: Any = "auto",
 ) -> SpeculativeDecoder:
@@ -35,17 +38,23 @@ def load(
     Parameters
     ----------
     target
-        ``"demo"``, a local folder, a hub id, or a transformers model object.
+        ``"demo"``, a local folder, a hub id, or a transformers model object; or a folder that
+        `treespec export` has written, which runs without PyTorch (docs/backends.md).
     drafter
         A name of `treespec.drafter_names`; a folder or hub id of a DFlash, TreeFlash, Medusa or
-        EAGLE-3 checkpoint for this target, or of a causal language model with its tokens; a model
-        object; a `Drafter` of your own; or None for plain decoding.
+        EAGLE-3 checkpoint for this target, or of a causal language model with its tokens; a folder
+        with an exported drafter; a model object; a `Drafter` of your own; or None for plain
+        decoding.
     drafter_options
         Settings of the drafter by name, for names, folders and hub ids (docs/drafters.md).
     backend
-        ``"auto"`` or ``"hf"`` (eager PyTorch).
+        ``"hf"`` (eager PyTorch), or ``"onnx"`` (ONNX Runtime) or ``"tensorrt"`` for exported
+        folders. ``"auto"``: ``"onnx"`` for them, else ``"hf"``.
+    backend_options
+        Settings of an exported folder's runtime by name (docs/backends.md).
     device, dtype
         ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
+        Exported folders have a dtype of their own.
     tokenizer
         None: the one beside the target.
 
@@ -56,18 +65,26 @@ def load(
     >>> import treespec
     >>> treespec.load("Qwen/Qwen3-8B", drafter="Qwen/Qwen3-0.6B")  # doctest: +SKIP
     """
-    if backend not in ("auto", "hf"):
-        raise NotImplementedError(f"load: backend must be 'auto' or 'hf', got {backend!r}")
-    from treespec.targets.hf import load_target
-
     name = _demo_path(target)
-    model = load_target(name, device, dtype)
+    runtime = _runtime(backend, name, target, backend_options or {})
+    if runtime is None:
+        from treespec.targets.hf import load_target
+
+        model: Any = load_target(name, device, dtype)
+    else:
+        model = make_target(open_session(runtime, name, device, dtype, backend_options or {}))
     if tokenizer is None and isinstance(name, str):
         tokenizer = load_tokenizer(name)
     context = DrafterContext(model.vocab_size, tokenizer, device, dtype, model)
+    if is_exported(drafter):
+        session = open_session(runtime or "onnx", drafter, device, "auto", backend_options or {})
+        made: Drafter | None = make_drafter(session, context, drafter_options or {})
+    else:
+        made = _make_drafter(drafter, context, drafter_options or {})
+    check_needs(model, made)
     return SpeculativeDecoder(
         model,
-        _make_drafter(drafter, context, drafter_options or {}),
+        made,
         tokenizer=tokenizer,
         builder=builder,
         builder_options=builder_options,
@@ -78,6 +95,32 @@ def load(
         lossy=lossy,
         graph=graph,
     )
+
+
+def _runtime(backend: str, path: Any, target: Any, options: Mapping[str, Any]) -> str | None:
+    """The name of the runtime of an exported folder, None for eager PyTorch."""
+    exported = is_exported(path)
+    known = ["auto", "hf", *BACKENDS]
+    if backend not in known:
+        raise ValueError(f"load: backend must be one of {', '.join(known)}, got {backend!r}")
+    if backend == "hf" and exported:
+        raise ValueError(
+            f"load: backend must be one of {', '.join(BACKENDS)} for {target}, an exported folder, "
+            "got 'hf'"
+        )
+    name = target if isinstance(path, str) else type(target).__name__
+    if backend in BACKENDS and not exported:
+        raise ValueError(
+            f"load: target must be a folder that `treespec export` has written with "
+            f"backend={backend!r}, got {name}; run: treespec export --target {name} --out DIR"
+        )
+    if options and not exported:
+        raise ValueError(
+            f"load: backend_options are for exported folders, got {sorted(options)} with {name}"
+        )
+    if not exported:
+        return None
+    return "onnx" if backend == "auto" else backend
 
 
 def _demo_path(target: Any) -> Any:

@@ -3,23 +3,106 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from treespec.export.manifest import is_exported
 
 _REPLACEMENT = "\ufffd"  # what a decoder shows for half a character
 
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model, or None when its folder has none."""
+    if is_exported(path):
+        exported = ExportedTokenizer.open(path)
+        if exported is not None:
+            return exported
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError):
         return None
+
+
+class ExportedTokenizer:
+    """What treespec asks of a tokenizer, by the `tokenizers` library alone: importing transformers
+    takes seconds, and PyTorch.
+
+    A `tokenizer.json` that transformers has saved says everything, special tokens before a text
+    included.
+
+    Parameters
+    ----------
+    folder
+        Holds `tokenizer.json` and `tokenizer_config.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._folder = folder
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()  # as transformers does unless asked for
+        self._tokenizer.no_padding()
+        self._config = _read_config(folder)
+
+    @staticmethod
+    def open(folder: str) -> ExportedTokenizer | None:
+        """None for a folder that only transformers can read: of a slow tokenizer, or one whose
+        texts it cleans up.
+        """
+        path = Path(folder)
+        if not (path / "tokenizer.json").is_file():
+            return None
+        own = ExportedTokenizer(path)
+        is_bpe = type(own._tokenizer.model).__name__ == "BPE"  # its texts are never cleaned up
+        return own if is_bpe or not own._config.get("clean_up_tokenization_spaces") else None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Token ids of a text, after what the tokenizer puts before it."""
+        return {"input_ids": self._tokenizer.encode(text).ids}
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of token ids."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id."""
+        vocab: dict[str, int] = self._tokenizer.get_vocab()
+        return vocab
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        """The token of an id, or None."""
+        name: str | None = self._tokenizer.id_to_token(token)
+        return name
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether there is one."""
+        return (self._folder / "chat_template.jinja").is_file() or bool(
+            self._config.get("chat_template")
+        )
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: Any) -> Any:
+        """As transformers does it, which is imported for this."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._folder).apply_chat_template(messages, **options)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def encode(tokenizer: Any, prompt: Any) -> npt.NDArray[np.int32]:

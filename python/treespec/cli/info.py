@@ -21,7 +21,7 @@ from treespec.cli.generate import print_json
 
 SUMMARY = "Show versions, devices, and the builders, verifiers and drafters there are."
 
-PACKAGES = ("torch", "transformers", "numpy", "matplotlib", "onnxruntime", "tensorrt")
+PACKAGES = ("torch", "transformers", "numpy", "matplotlib", "onnx", "onnxruntime", "tensorrt")
 
 
 def info(
@@ -54,6 +54,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": _cuda(gpus),
         "packages": {name: _installed(name) for name in PACKAGES},
+        "onnx_providers": onnx_providers(),
         "cpu": {"model": cpu_model(), "threads": usable_threads()},
         "gpus": gpus,
         "demo": demo_models(),
@@ -96,6 +97,15 @@ def nvidia_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in run.stdout.splitlines() if line.strip()]
+
+
+def onnx_providers() -> list[str]:
+    """Return what ONNX Runtime can run graphs with; empty without it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
 
 
 def demo_models() -> list[dict[str, Any]]:
@@ -167,6 +177,8 @@ def _overview(facts: dict[str, Any]) -> Table:
     table.add_row("CUDA", mark.append(facts["cuda"]["reason"], style="default"))
     for name, version in facts["packages"].items():
         table.add_row(name, version or Text("not installed", style="dim"))
+        if name == "onnxruntime" and facts["onnx_providers"]:
+            table.add_row("", Text(", ".join(facts["onnx_providers"]), style="dim"))
     table.add_row("CPU", f"{facts['cpu']['model']}, {facts['cpu']['threads']} threads usable")
     for gpu in facts["gpus"]:
         table.add_row("GPU", gpu)

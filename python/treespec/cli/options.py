@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treespec.cli.command import show_note
+from treespec.export.manifest import is_exported
 
 if TYPE_CHECKING:
     from treespec.decoder import SpeculativeDecoder
@@ -55,7 +56,11 @@ class PairOptions:
     """Which models, and where they run."""
 
     target: Annotated[
-        str, _model(metavar="NAME", help="Whose text you want: `demo`, a folder, or a hub id.")
+        str,
+        _model(
+            metavar="NAME",
+            help="Whose text you want: `demo`, a folder (of `treespec export`, too), or a hub id.",
+        ),
     ] = "demo"
     drafter: Annotated[
         str,
@@ -72,6 +77,22 @@ class PairOptions:
             help="More for the drafter, repeatable: `head_rows=64`, `num_previous=8`.",
         ),
     ] = None
+    backend: Annotated[
+        str,
+        _model(
+            metavar="NAME",
+            help="`hf`, or for exported folders `onnx` or `tensorrt`.",
+            show_default="by the folder",
+        ),
+    ] = "auto"
+    backend_option: Annotated[
+        list[str] | None,
+        _model(
+            metavar="NAME=VALUE",
+            help="More for the runtime of an exported folder, repeatable: `threads=4`, "
+            "`providers=CUDAExecutionProvider,CPUExecutionProvider`.",
+        ),
+    ] = None
     device: Annotated[str, _model(metavar="NAME", help="`cpu`, `cuda`, `cuda:1`, ...")] = "auto"
     dtype: Annotated[str, _model(metavar="NAME", help="`float32`, `bfloat16`, ...")] = "auto"
 
@@ -79,16 +100,24 @@ class PairOptions:
         """Load the models and return the decoder; options are those of `treespec.load`."""
         import treespec
 
-        if self.target == "demo" or not sys.stderr.isatty():
+        if not self._runs_without_torch and (self.target == "demo" or not sys.stderr.isatty()):
             hide_progress_bars()
         return treespec.load(
             target=self.target,
             drafter=None if self.drafter.lower() == "none" else self.drafter,
             drafter_options=parse_assignments("--drafter-option", self.drafter_option) or None,
+            backend=self.backend,
+            backend_options=parse_assignments("--backend-option", self.backend_option) or None,
             device=self.device,
             dtype=self.dtype,
             **options,
         )
+
+    @property
+    def _runs_without_torch(self) -> bool:
+        """Then transformers, which takes seconds to import, is left alone."""
+        drafts = is_exported(self.drafter) or self.drafter.lower() in ("none", "ngram", "suffix")
+        return is_exported(self.target) and drafts
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,11 @@ class TargetOptions:
     def load(self) -> Any:
         """Load the target alone, in a decoder without drafter."""
         return PairOptions(
-            target=self.target, drafter="none", device=self.device, dtype=self.dtype
+            target=self.target,
+            drafter="none",
+            backend="hf",
+            device=self.device,
+            dtype=self.dtype,
         ).load()
 
 

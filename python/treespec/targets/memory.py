@@ -114,7 +114,7 @@ class DeviceMemory:
 
     Raises
     ------
-    RuntimeError
+    ValueError
         If torch cannot use it.
     """
 
@@ -123,7 +123,11 @@ class DeviceMemory:
 
         self._torch = torch
         self.device = torch.device(device)
-        torch.empty(1, device=self.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"load: device must be one that PyTorch {torch.__version__} sees, got "
+                f"{str(self.device)!r}, and it sees no GPU"
+            )
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Any:
         """As `Memory`."""

@@ -44,24 +44,25 @@ class OnnxOptions:
     Attributes
     ----------
     providers
-        Execution providers in order of preference, each a name or a pair of name and options. None:
-        by the device, CUDA's or the CPU's.
+        Execution providers in order of preference, each a name or a pair of name and options; one
+        name is enough. None: by the device, CUDA's or the CPU's.
     threads
         Threads of one operator. None: OMP_NUM_THREADS, else one per core.
     spinning
-        Whether idle threads wait busily for the next operator: faster alone, slower in company.
+        Whether idle threads wait busily for the next operator: faster where nothing else runs, and
+        many times slower where the cores are shared.
     check_files
         Compare the checksums of all files before they are read, not only their sizes.
     """
 
-    providers: Sequence[Any] | None = None
+    providers: str | Sequence[Any] | None = None
     threads: int | None = None
-    spinning: bool = True
+    spinning: bool = False
     check_files: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"load: threads must be at least 1, got {self.threads}")
+        if self.threads is not None and not (isinstance(self.threads, int) and self.threads > 0):
+            raise ValueError(f"load: threads must be at least 1, got {self.threads!r}")
 
 
 def load_target(
@@ -96,6 +97,7 @@ class OrtSession:
 
     capacity: int | None = None
     max_batch: int | None = None
+    max_rows: int | None = None
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class OrtSession:
         return device.type, device.index or 0, element, shape, self.memory.pointer(array)
 
 
-def _providers(device: Any, asked: Sequence[Any] | None) -> list[tuple[str, dict[str, Any]]]:
+def _providers(device: Any, asked: str | Sequence[Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """Names and options, of those that this ONNX Runtime has."""
     import onnxruntime
 
@@ -190,7 +192,8 @@ def _providers(device: Any, asked: Sequence[Any] | None) -> list[tuple[str, dict
     if asked is None:
         on_cuda = kind == "cuda" or (kind == "auto" and CUDA_PROVIDER in available)
         asked = [CUDA_PROVIDER] if on_cuda else []
-    pairs = [(one, {}) if isinstance(one, str) else (one[0], dict(one[1])) for one in asked]
+    names = [asked] if isinstance(asked, str) else asked
+    pairs = [(one, {}) if isinstance(one, str) else (one[0], dict(one[1])) for one in names]
     for name, own in pairs:
         if name not in available:
             raise ValueError(
@@ -220,6 +223,8 @@ def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
     settings.intra_op_num_threads = options.threads or _threads_of_environment()
     settings.log_severity_level = 3  # warnings are about operators that stay on the CPU
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    # Target and drafter have threads of their own and take turns.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=list(providers))
     except Exception as error:  # a class of its own per status, none of them public
