@@ -222,6 +222,14 @@ def test_the_tokenizer_comes_along(pair):
     assert np.array_equal(encode(own, "def f(x):"), encode(exported, "def f(x):"))
 
 
+def test_a_command_without_tensorrt_fails_before_any_work(tmp_path):
+    arguments = ["export", "--format", "tensorrt", "--out", str(tmp_path / "x")]
+    result = CliRunner().invoke(build_app(), arguments)
+    assert result.exit_code == 1
+    assert "needs NVIDIA TensorRT 10.15" in result.output or "needs an NVIDIA GPU" in result.output
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

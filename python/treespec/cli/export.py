@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import hide_progress_bars, parse_assignments
+from treespec.export.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from treespec.export.pair import Exported
@@ -93,6 +95,10 @@ def export(
 
         treespec export --target ./llama --drafter ./llama-small --out llama-onnx --dtype float16
 
+    [bold]An engine for this machine's GPU, also of a folder that is there already[/bold]
+
+        treespec export --format tensorrt --out llama-onnx
+
     The folder holds graph, weights, tokenizer and `treespec.json`, which C++ reads, too.
     """
     if format not in _FORMATS:
@@ -100,28 +106,65 @@ def export(
     if cache not in _CACHES:
         raise typer.BadParameter(f"--cache must be {' or '.join(_CACHES)}, got {cache!r}")
     layers = _layers(features)
-    console = Console(stderr=True)
-    from treespec.export.pair import export_pair
-
-    hide_progress_bars()
-    with console.status("starting") as status:
-        exported = export_pair(
+    if format == "tensorrt":
+        _require_tensorrt(cache)
+    if format == "tensorrt" and (out / FILE_NAME).exists():
+        show_note(f"{out} is an export already; building its engines")
+        exported = _existing(out)
+    else:
+        exported = _export(
             target,
             out,
             drafter=None if drafter.lower() == "none" else drafter,
             drafter_options=parse_assignments("--drafter-option", drafter_option) or None,
             layers=layers,
-            cache_style=_CACHES[cache],  # type: ignore[arg-type]
+            cache_style=_CACHES[cache],
             max_nodes=max_nodes,
             max_context=max_context,
             dtype=dtype,
             check=check,
-            on_step=status.update,
         )
+    if format == "tensorrt":
+        _build_engines(exported)
     if as_json:
         print_json({"folders": [_fields(one) for one in exported]})
     else:
         _show(exported)
+
+
+def _export(target: str, out: Path, **options: Any) -> list[Exported]:
+    from treespec.export.pair import export_pair
+
+    hide_progress_bars()
+    with Console(stderr=True).status("starting") as status:
+        return export_pair(target, out, on_step=status.update, **options)
+
+
+def _existing(out: Path) -> list[Exported]:
+    """The exports in a folder, as if just made."""
+    from treespec.export.pair import DRAFTER_FOLDER, Exported
+
+    folders = [path for path in (out, out / DRAFTER_FOLDER) if (path / FILE_NAME).exists()]
+    return [Exported(path, Manifest.load(path), None) for path in folders]
+
+
+def _require_tensorrt(cache: str) -> None:
+    """Refuse before any work what would fail after all of it."""
+    from treespec.export.to_tensorrt import current_gpu, load_tensorrt
+
+    if cache != "in-place":
+        raise typer.BadParameter(f"--format tensorrt needs --cache in-place, got {cache!r}")
+    load_tensorrt()
+    current_gpu()
+
+
+def _build_engines(exported: list[Exported]) -> None:
+    from treespec.export.build_progress import RichBuildProgress
+    from treespec.export.to_tensorrt import build_engine
+
+    for one in exported:
+        with RichBuildProgress() as progress:
+            build_engine(one.folder, progress=progress)
 
 
 def _layers(features: str | None) -> list[int] | None:
