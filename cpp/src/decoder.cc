@@ -329,9 +329,17 @@ class SpeculativeDecoder::Run {
         options_.max_new_tokens >= 0 && prompt_length_ <= INT32_MAX - options_.max_new_tokens,
         "generate: max_new_tokens must be at least 0 and below 2^31 with the prompt, got ",
         options_.max_new_tokens);
+    check_context("target", target_.max_context());
+    if (draft_ != nullptr) check_context("drafter", draft_->max_context());
     TREESPEC_CHECK(greedy || draft_ == nullptr || verifier_name_ != "greedy",
                    "generate: temperature must be 0 with verifier 'greedy', got ",
                    options_.sampling.temperature);
+  }
+
+  void check_context(const char* who, int32_t limit) const {
+    TREESPEC_CHECK(prompt_length_ <= limit - options_.max_new_tokens,
+                   "generate: prompt and max_new_tokens must fit the ", who, "'s context of ",
+                   limit, " tokens, got ", prompt_length_, " + ", options_.max_new_tokens);
   }
 
   int32_t root_token() const { return text_.back(); }

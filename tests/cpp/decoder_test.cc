@@ -351,6 +351,31 @@ void wrong_requests_are_refused_before_any_work() {
   CHECK_EQUAL(target.num_prefills + target.num_forwards + draft.num_drafts, 0);
 }
 
+void a_text_that_exceeds_a_context_is_refused_and_one_that_fills_it_is_not() {
+  class SmallDraft final : public DraftModel {
+   public:
+    int32_t max_context() const override { return 12; }
+    void begin(ArrayView<const int32_t>, const RowsView&) override {}
+    CandidateSource& draft(const DraftRequest&) override { return trie_; }
+    void observe(ArrayView<const int32_t>, const RowsView&) override {}
+
+   private:
+    Trie trie_{Tokens{}, Tokens{}, std::vector<float>{}};
+  } draft;
+  TableTarget target(kVocab, kTable);
+  target.context = 14;
+  const auto generate = [&](DraftModel* drafter, int32_t max_new_tokens) {
+    GenerateOptions options;
+    options.max_new_tokens = max_new_tokens;
+    return SpeculativeDecoder(target, drafter).generate(kPrompt, options).token_ids.size();
+  };
+  CHECK_THROWS(InvalidArgument, generate(nullptr, 10));
+  CHECK_THROWS(InvalidArgument, generate(&draft, 8));
+  CHECK_EQUAL(target.num_prefills, 0);
+  CHECK_EQUAL(generate(nullptr, 9), size_t{9});
+  CHECK_EQUAL(generate(&draft, 7), size_t{7});
+}
+
 void a_draft_outside_the_vocabulary_never_reaches_the_target() {
   class Wild final : public DraftModel {
    public:
@@ -379,6 +404,7 @@ int main() {
   a_failed_round_leaves_the_decoder_usable();
   a_grammar_binds_every_token();
   wrong_requests_are_refused_before_any_work();
+  a_text_that_exceeds_a_context_is_refused_and_one_that_fills_it_is_not();
   a_draft_outside_the_vocabulary_never_reaches_the_target();
   return 0;
 }

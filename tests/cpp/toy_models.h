@@ -30,6 +30,7 @@ class TableTarget final : public TargetModel {
   TableTarget(int32_t vocab_size, uint64_t table) : vocab_size_(vocab_size), table_(table) {}
 
   int32_t vocab_size() const override { return vocab_size_; }
+  int32_t max_context() const override { return context; }
 
   RowsView prefill(ArrayView<const int32_t> token_ids) override {
     ++num_prefills;
@@ -87,6 +88,7 @@ class TableTarget final : public TargetModel {
   Tokens kv;  ///< tokens whose KV is held, the open tree excluded
   int num_prefills = 0, num_forwards = 0;
   int throw_at_forward = -1;
+  int32_t context = INT32_MAX;
   bool with_states = false;
 
  private:

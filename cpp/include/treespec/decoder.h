@@ -38,6 +38,8 @@ class TargetModel {
  public:
   virtual ~TargetModel() = default;
   virtual int32_t vocab_size() const = 0;
+  /// Tokens that prompt and output may have together.
+  virtual int32_t max_context() const { return INT32_MAX; }
   /// Starts a new sequence (whatever the last one left is dropped, also after an exception), keeps
   /// the KV of all `token_ids`, returns the logits after the last one, `[1, V]`.
   virtual RowsView prefill(ArrayView<const int32_t> token_ids) = 0;
@@ -69,6 +71,8 @@ class DraftModel {
   virtual ~DraftModel() = default;
   /// Token ids are below this; 0: no vocabulary of its own. Must not exceed the target's.
   virtual int32_t vocab_size() const { return 0; }
+  /// Tokens that prompt and output may have together.
+  virtual int32_t max_context() const { return INT32_MAX; }
   /// Starts a new sequence. `states`: row i belongs to prompt[i]; no rows if the target gives none.
   virtual void begin(ArrayView<const int32_t> prompt, const RowsView& states) = 0;
   /// Candidates below the root, valid until the next call. Changes nothing that can be observed: a
@@ -137,8 +141,8 @@ class SpeculativeDecoder {
   SpeculativeDecoder(const SpeculativeDecoder& recipe, TargetModel& target, DraftModel* draft);
 
   /// Continues `prompt`. Throws InvalidArgument before any work for an empty prompt, token ids
-  /// outside the vocabulary, bad sampling parameters, or "greedy" at a temperature above 0;
-  /// what models and callbacks throw passes through.
+  /// outside the vocabulary, a text that would exceed a model's context, bad sampling parameters,
+  /// or "greedy" at a temperature above 0; what models and callbacks throw passes through.
   GenerateResult generate(ArrayView<const int32_t> prompt,
                           const GenerateOptions& options = {}) const;
 
