@@ -10,7 +10,7 @@
 
 #include "block_graph.h"
 #include "draft_law.h"
-#include "drafts.h"
+#include "models.h"
 #include "treespec/error.h"
 
 namespace treespec::exported {
@@ -57,6 +57,7 @@ class BlockDraft final : public DraftModel {
         chunk_(sequence_->max_rows(options.prefill_rows)) {}
 
   int32_t vocab_size() const override { return sequence_->manifest().vocab_size; }
+  int32_t max_context() const override { return sequence_->manifest().max_context; }
 
   void begin(ArrayView<const int32_t> prompt, const RowsView& states) override {
     length_ = 0;

@@ -33,6 +33,24 @@ int64_t BlockGraph::max_rows(int64_t wanted) const {
   return limit > 0 ? std::min(limit, wanted) : wanted;
 }
 
+void BlockGraph::restart(int64_t sequence, int64_t rows) {
+  used_[static_cast<size_t>(sequence)] = 0;
+  cache_.restart(sequence, rows);
+}
+
+void BlockGraph::release(int64_t sequence) {
+  used_[static_cast<size_t>(sequence)] = 0;
+  cache_.release(sequence);
+}
+
+void BlockGraph::check(const BlockRequest& request) const {
+  const ExportManifest& m = manifest();
+  cache_.check_present(request.sequence);
+  const int64_t root = request.length + request.num_features;
+  TREESPEC_CHECK(root < m.max_context, "ExportedModel: positions must be below the max_context ",
+                 m.max_context, " of '", m.folder, "', got ", root);
+}
+
 int64_t BlockGraph::length(const Frame& frame, int64_t b) const {
   const BlockRequest* request = by_sequence_[static_cast<size_t>(b)];
   return request != nullptr ? request->length : used_[static_cast<size_t>(frame.first + b)];
@@ -54,13 +72,6 @@ BlockGraph::Frame BlockGraph::frame(ArrayView<const BlockRequest> requests) {
 
 void BlockGraph::run(ArrayView<const BlockRequest> requests, double temperature,
                      std::vector<BlockOutput>& outputs) {
-  const ExportManifest& m = manifest();
-  for (const BlockRequest& request : requests) {
-    const int64_t position = request.length + request.num_features;
-    TREESPEC_CHECK(position < m.max_context,
-                   "ExportedModel: positions must be below the max_context ", m.max_context,
-                   " of '", m.folder, "', got ", position);
-  }
   const Frame frame = this->frame(requests);
   int64_t longest = 0;
   for (int64_t b = 0; b < frame.count; ++b) longest = std::max(longest, length(frame, b));
@@ -158,8 +169,9 @@ class SingleSequence final : public BlockSequence {
       : graph_(std::move(model), 1) {}
   const ExportManifest& manifest() const override { return graph_.manifest(); }
   int64_t max_rows(int64_t wanted) const override { return graph_.max_rows(wanted); }
-  void restart(int64_t rows) override { graph_.cache().restart(rows); }
+  void restart(int64_t rows) override { graph_.restart(0, rows); }
   BlockOutput run(const BlockRequest& request, double temperature) override {
+    graph_.check(request);
     graph_.run({&request, 1}, temperature, outputs_);
     return outputs_[0];
   }

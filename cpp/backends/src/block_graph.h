@@ -39,11 +39,15 @@ class BlockGraph {
   BlockGraph(std::shared_ptr<const ExportedModel> model, int64_t batch);
 
   const ExportManifest& manifest() const { return model_->manifest(); }
-  KvCache& cache() { return cache_; }
   /// Most features of a run, or `wanted` if that is less.
   int64_t max_rows(int64_t wanted) const;
-  /// One run over blocks of different sequences. After it the features have rows in the cache, from
-  /// `length` on; running again writes them again.
+  /// Forgets the rows of a sequence, of which about `rows` will be needed.
+  void restart(int64_t sequence, int64_t rows);
+  void release(int64_t sequence);
+  /// Throws InvalidArgument for positions beyond the limit.
+  void check(const BlockRequest& request) const;
+  /// One run over checked blocks of different sequences. After it the features have rows in the
+  /// cache, from `length` on; running again writes them again.
   void run(ArrayView<const BlockRequest> requests, double temperature,
            std::vector<BlockOutput>& outputs);
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "draft_law.h"
-#include "drafts.h"
+#include "models.h"
 #include "treespec/error.h"
 
 namespace treespec::exported {
@@ -24,6 +24,7 @@ class CausalDraft final : public DraftModel {
         expander_(*this) {}
 
   int32_t vocab_size() const override { return vocab_size_; }
+  int32_t max_context() const override { return sequence_->manifest().max_context; }
 
   void begin(ArrayView<const int32_t> prompt, const RowsView&) override {
     num_computed_ = 0;

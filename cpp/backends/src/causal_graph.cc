@@ -19,6 +19,7 @@ CausalGraph::CausalGraph(std::shared_ptr<const ExportedModel> model, int64_t bat
       runner_(model_->make_runner()),
       cache_(*runner_, manifest(), batch),
       in_place_(manifest().cache_style == CacheStyle::kInPlace),
+      growable_(runner_->limits().cache_rows == 0),
       features_(features && !manifest().layers.empty()),
       used_(static_cast<size_t>(batch), 0) {}
 
@@ -27,19 +28,28 @@ int64_t CausalGraph::max_rows(int64_t wanted) const {
   return limit > 0 ? std::min(limit, wanted) : wanted;
 }
 
-void CausalGraph::check(ArrayView<const Segment> segments) const {
-  for (const Segment& segment : segments) {
-    const int64_t limit = max_rows(segment.size());
-    TREESPEC_CHECK(segment.size() <= limit, "ExportedModel: rows of a forward must be at most the ",
-                   limit, " that '", manifest().folder, "' was built for, got ", segment.size());
-    const int64_t depth = segment.depth.empty()
-                              ? segment.size() - 1
-                              : *std::max_element(segment.depth.begin(), segment.depth.end());
-    TREESPEC_CHECK(segment.prefix + depth < manifest().max_context,
-                   "ExportedModel: positions must be below the max_context ",
-                   manifest().max_context, " of '", manifest().folder, "', got ",
-                   segment.prefix + depth);
-  }
+void CausalGraph::restart(int64_t sequence, int64_t rows) {
+  used_[static_cast<size_t>(sequence)] = 0;
+  cache_.restart(sequence, rows);
+}
+
+void CausalGraph::release(int64_t sequence) {
+  used_[static_cast<size_t>(sequence)] = 0;
+  cache_.release(sequence);
+}
+
+void CausalGraph::check(const Segment& segment) const {
+  const ExportManifest& m = manifest();
+  cache_.check_present(segment.sequence);
+  const int64_t limit = max_rows(segment.size());
+  TREESPEC_CHECK(segment.size() <= limit, "ExportedModel: rows of a forward must be at most the ",
+                 limit, " that '", m.folder, "' was built for, got ", segment.size());
+  const int64_t depth = segment.depth.empty()
+                            ? segment.size() - 1
+                            : *std::max_element(segment.depth.begin(), segment.depth.end());
+  TREESPEC_CHECK(segment.prefix + depth < m.max_context,
+                 "ExportedModel: positions must be below the max_context ", m.max_context, " of '",
+                 m.folder, "', got ", segment.prefix + depth);
 }
 
 int64_t CausalGraph::write_index(int64_t sequence, const Segment* segment) const {
@@ -70,12 +80,13 @@ CausalGraph::Frame CausalGraph::frame(ArrayView<const Segment> segments) {
 }
 
 void CausalGraph::run(ArrayView<const Segment> segments, std::vector<SegmentOutput>& outputs) {
-  check(segments);
   const Frame frame = this->frame(segments);
   int64_t rows = 0;
   for (int64_t b = 0; b < frame.count; ++b) {
-    const int64_t write = write_index(frame.first + b, by_sequence_[static_cast<size_t>(b)]);
-    rows = std::max(rows, write + frame.num_rows);
+    const Segment* segment = by_sequence_[static_cast<size_t>(b)];
+    const int64_t own = segment != nullptr ? segment->size() : 0;
+    rows =
+        std::max(rows, write_index(frame.first + b, segment) + (growable_ ? frame.num_rows : own));
   }
   cache_.reserve(rows);
   cache_.bind(frame.first, frame.count, frame.num_rows);
@@ -183,13 +194,14 @@ class SingleSequence final : public CausalSequence {
       : graph_(std::move(model), 1, features) {}
   const ExportManifest& manifest() const override { return graph_.manifest(); }
   int64_t max_rows(int64_t wanted) const override { return graph_.max_rows(wanted); }
-  void restart(int64_t rows) override { graph_.cache().restart(rows); }
+  void restart(int64_t rows) override { graph_.restart(0, rows); }
   SegmentOutput run(const Segment& segment) override {
+    graph_.check(segment);
     graph_.run({&segment, 1}, outputs_);
     return outputs_[0];
   }
   void commit(int64_t base, ArrayView<const int32_t> nodes) override {
-    graph_.cache().commit(0, base, nodes);
+    graph_.commit(0, base, nodes);
   }
 
  private:

@@ -43,16 +43,23 @@ class CausalGraph {
   CausalGraph(std::shared_ptr<const ExportedModel> model, int64_t batch, bool features);
 
   const ExportManifest& manifest() const { return model_->manifest(); }
-  KvCache& cache() { return cache_; }
   /// Most rows of a segment, or `wanted` if that is less.
   int64_t max_rows(int64_t wanted) const;
-  /// One forward over segments of different sequences; their new rows are in the caches after it.
-  /// Throws InvalidArgument for rows beyond the limits, before anything is written.
+  /// Forgets the rows of a sequence, of which about `rows` will be needed.
+  void restart(int64_t sequence, int64_t rows);
+  void release(int64_t sequence);
+  /// Throws InvalidArgument for rows or positions beyond the limits.
+  void check(const Segment& segment) const;
+  /// One forward over checked segments of different sequences; their new rows are in the caches
+  /// after it.
   void run(ArrayView<const Segment> segments, std::vector<SegmentOutput>& outputs);
+  /// commit_kv of a sequence's rows.
+  void commit(int64_t sequence, int64_t base, ArrayView<const int32_t> nodes) {
+    cache_.commit(sequence, base, nodes);
+  }
 
  private:
   struct Frame;
-  void check(ArrayView<const Segment> segments) const;
   Frame frame(ArrayView<const Segment> segments);
   void fill_rows(const Frame& frame);
   void fill_masks(const Frame& frame);
@@ -62,7 +69,9 @@ class CausalGraph {
   std::shared_ptr<const ExportedModel> model_;
   std::unique_ptr<GraphRunner> runner_;
   KvCache cache_;
-  bool in_place_, features_;
+  bool in_place_;
+  bool growable_;  // else padding may lie beyond the end, where runtimes ignore writes
+  bool features_;
   std::vector<int64_t> used_;                // [batch] rows that an idle sequence may still need
   std::vector<const Segment*> by_sequence_;  // of the running frame
   std::vector<int64_t> logit_rows_;

@@ -21,7 +21,8 @@ KvCache::KvCache(GraphRunner& runner, const ExportManifest& manifest, int64_t ba
       memory_(runner.memory()),
       in_place_(manifest.cache_style == CacheStyle::kInPlace),
       type_(element_type(manifest.dtype)),
-      batch_(batch) {
+      batch_(batch),
+      present_(static_cast<size_t>(batch), false) {
   for (const CacheInput& input : manifest.cache) buffers_.push_back({&input, {}, {}});
   views_.resize(buffers_.size());
 }
@@ -41,40 +42,61 @@ int64_t KvCache::rounded(int64_t rows) const {
   return fixed > 0 ? fixed : (rows + kBlockRows - 1) / kBlockRows * kBlockRows;
 }
 
-void KvCache::restart(int64_t rows) {
-  const int64_t wanted = rounded(rows);
+void KvCache::restart(int64_t sequence, int64_t rows) {
+  release(sequence);
+  const bool alone = std::find(present_.begin(), present_.end(), true) == present_.end();
+  if (alone) {
+    allocate(rounded(rows));
+  } else {
+    reserve(rows);
+    for (const Buffer& buffer : buffers_) {
+      memory_.clear(buffer.rows.data() + sequence * sequence_bytes(buffer), sequence_bytes(buffer));
+    }
+  }
+  present_[static_cast<size_t>(sequence)] = true;
+}
+
+void KvCache::check_present(int64_t sequence) const {
+  if (present_[static_cast<size_t>(sequence)]) return;
+  throw std::runtime_error(
+      "KvCache: the rows of the sequence were lost when memory ran out; start a new one");
+}
+
+/// Zeroed rows for all sequences: what the last text left may be infinite, and must not be, hidden
+/// or not.
+void KvCache::allocate(int64_t capacity) {
   capacity_ = bound_count_ = 0;
   for (Buffer& buffer : buffers_) {
-    const int64_t bytes = batch_ * buffer.input->heads * wanted * row_bytes(buffer);
+    const int64_t bytes = batch_ * buffer.input->heads * capacity * row_bytes(buffer);
     if (buffer.rows.bytes() < bytes) {
       buffer.rows = {};  // before the new one is there: never both
       buffer.rows = CacheBlock(memory_, bytes);
     } else {
-      // What the last text left may be infinite, and a hidden row must not be.
       memory_.clear(buffer.rows.data(), bytes);
     }
   }
-  capacity_ = wanted;
+  capacity_ = capacity;
 }
 
 void KvCache::reserve(int64_t rows) {
-  if (capacity_ == 0) {
-    throw std::runtime_error(
-        "KvCache: the cached rows were lost when memory ran out; start a new sequence");
-  }
   if (rows > capacity_) grow(rounded(rows));
 }
 
-void KvCache::grow(int64_t rows) {
-  const int64_t old = std::exchange(capacity_, 0);  // nothing is there if memory runs out
+/// One buffer after the other, so that no more than one of them is there twice.
+void KvCache::grow(int64_t capacity) {
+  std::vector<bool> present(present_.size(), false);
+  present.swap(present_);  // nobody's rows are there if memory runs out
+  const int64_t old = std::exchange(capacity_, 0);
   bound_count_ = 0;
   for (Buffer& buffer : buffers_) {
     const int64_t slices = batch_ * buffer.input->heads, bytes = row_bytes(buffer);
-    CacheBlock larger(memory_, slices * rows * bytes);
-    memory_.copy(larger.data(), rows * bytes, buffer.rows.data(), old * bytes, old * bytes, slices);
+    CacheBlock larger(memory_, slices * capacity * bytes);
+    memory_.copy(larger.data(), capacity * bytes, buffer.rows.data(), old * bytes, old * bytes,
+                 slices);
     buffer.rows = std::move(larger);
   }
-  capacity_ = rows;
+  capacity_ = capacity;
+  present.swap(present_);
 }
 
 void KvCache::bind(int64_t first, int64_t count, int64_t num_rows) {

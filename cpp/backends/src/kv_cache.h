@@ -48,9 +48,14 @@ class KvCache {
   KvCache(GraphRunner& runner, const ExportManifest& manifest, int64_t batch);
 
   int64_t capacity() const { return capacity_; }
-  /// Forgets the rows of all sequences and takes room for at least `rows`, not much more: what a
-  /// graph attends to is the whole capacity. Throws InvalidArgument when an engine has fewer.
-  void restart(int64_t rows);
+  /// Forgets the rows of a sequence and has room for at least `rows`, and not much more if no other
+  /// sequence has any: what a graph attends to is the whole capacity. Throws InvalidArgument when
+  /// an engine has fewer.
+  void restart(int64_t sequence, int64_t rows);
+  /// The rows of a sequence are no longer needed.
+  void release(int64_t sequence) { present_[static_cast<size_t>(sequence)] = false; }
+  /// Throws std::runtime_error if the rows of a sequence were lost when memory ran out.
+  void check_present(int64_t sequence) const;
   /// Room for at least `rows`, the rows kept.
   void reserve(int64_t rows);
   /// For a run of `num_rows` new rows each of the sequences `first`, ..., `first + count - 1`.
@@ -67,7 +72,8 @@ class KvCache {
     CacheBlock rows,
         fresh;  // fresh: the output of new_rows graphs, [count, heads, num_rows, width]
   };
-  void grow(int64_t rows);
+  void allocate(int64_t capacity);
+  void grow(int64_t capacity);
   int64_t rounded(int64_t rows) const;
   int64_t row_bytes(const Buffer& buffer) const;
   int64_t sequence_bytes(const Buffer& buffer) const;
@@ -77,7 +83,8 @@ class KvCache {
   bool in_place_;
   ElementType type_;
   int64_t batch_;
-  int64_t capacity_ = 0;  // 0: nothing is there
+  int64_t capacity_ = 0;
+  std::vector<bool> present_;  // [batch] whether a sequence has rows that are needed
   std::vector<Buffer> buffers_;
   std::vector<KvBuffer> views_;
   int64_t bound_first_ = 0, bound_count_ = 0, bound_rows_ = 0;  // of the last bind

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "treespec/batch_decoder.h"
 #include "treespec/drafts.h"
 #include "treespec/onnxruntime.h"
 
@@ -61,26 +62,51 @@ BuilderOptions builder_options(const Json& values) {
   return options;
 }
 
-Json answer(const Json& request) {
-  DecoderOptions recipe;
-  recipe.builder = request.value("builder", "opt_tree");
-  recipe.builder_options = builder_options(request.value("builder_options", Json::object()));
-  recipe.verifier = request.value("verifier", "auto");
-  recipe.node_budget = request.value("node_budget", 8);
+DecoderOptions recipe(const Json& request) {
+  DecoderOptions options;
+  options.builder = request.value("builder", "opt_tree");
+  options.builder_options = builder_options(request.value("builder_options", Json::object()));
+  options.verifier = request.value("verifier", "auto");
+  options.node_budget = request.value("node_budget", 8);
+  return options;
+}
+
+GenerateOptions options(const Json& request) {
   GenerateOptions options;
   options.max_new_tokens = request.value("max_new_tokens", 64);
   options.sampling.temperature = request.value("temperature", 0.0);
   options.sampling.top_k = request.value("top_k", 0);
   options.sampling.top_p = request.value("top_p", 1.0);
   options.seed = request.value("seed", uint64_t{0});
+  return options;
+}
 
-  const std::string folder = request.at("target");
-  const SpeculativeDecoder decoder(target(folder), draft(request.at("drafter"), folder), recipe);
-  const auto prompt = request.at("prompt").get<std::vector<int32_t>>();
-  const GenerateResult result = decoder.generate(prompt, options);
+Json answer(const GenerateResult& result) {
   return {{"token_ids", result.token_ids},
           {"rounds", result.stats.rounds},
           {"drafted_nodes", result.stats.drafted_nodes}};
+}
+
+/// "prompt": one text. "prompts", "batch": a list of them, so many at a time.
+Json answer(const Json& request) {
+  const std::string folder = request.at("target");
+  const Json& drafter = request.at("drafter");
+  if (request.contains("prompt")) {
+    const SpeculativeDecoder decoder(target(folder), draft(drafter, folder), recipe(request));
+    const auto prompt = request.at("prompt").get<std::vector<int32_t>>();
+    return answer(decoder.generate(prompt, options(request)));
+  }
+  BatchOptions batch;
+  batch.size = request.at("batch");
+  if (drafter == "ngram") batch.make_draft = [] { return std::make_unique<NgramDraft>(); };
+  const bool exported = !drafter.is_null() && drafter != "ngram";
+  BatchDecoder decoder(model(folder), exported ? model(drafter) : nullptr, recipe(request), batch);
+  Json answers = Json::array();
+  for (const GenerateResult& result :
+       decoder.generate_all(request.at("prompts"), {options(request)})) {
+    answers.push_back(answer(result));
+  }
+  return answers;
 }
 
 }  // namespace

@@ -103,6 +103,7 @@ class ExportedTarget final : public TargetModel {
                           const ExportedTargetOptions& options = {});
   ~ExportedTarget() override;
   int32_t vocab_size() const override;
+  int32_t max_context() const override;
   /// These throw InvalidArgument for positions beyond the manifest's max_context, token ids outside
   /// the vocabulary, and a step that does not continue what is committed; std::runtime_error when
   /// the runtime fails. The next `prefill` starts afresh.
@@ -114,8 +115,8 @@ class ExportedTarget final : public TargetModel {
   const ExportManifest& manifest() const;
 
  private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<const ExportedModel> model_;
+  std::unique_ptr<TargetModel> target_;
 };
 
 /// Settings of ExportedDraft.
@@ -138,6 +139,7 @@ class ExportedDraft final : public DraftModel {
                 const ExportedDraftOptions& options = {});
   ~ExportedDraft() override;
   int32_t vocab_size() const override;
+  int32_t max_context() const override;
   /// These throw InvalidArgument for states of another shape or dtype than the model reads, and for
   /// positions beyond its max_context; std::runtime_error when the runtime fails. The next `begin`
   /// starts afresh.

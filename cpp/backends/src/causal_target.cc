@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
+// A causal language model as the target: prompts in chunks, trees in one forward.
 #include <algorithm>
-#include <cstring>
 #include <utility>
+#include <vector>
 
-#include "causal_graph.h"
+#include "models.h"
 #include "treespec/error.h"
-#include "treespec/exported_model.h"
 
-namespace treespec {
+namespace treespec::exported {
+namespace {
 
-class ExportedTarget::Impl {
+class CausalTarget final : public TargetModel {
  public:
-  Impl(std::unique_ptr<exported::CausalSequence> sequence, const ExportedTargetOptions& options)
+  CausalTarget(std::unique_ptr<CausalSequence> sequence, const ExportedTargetOptions& options)
       : sequence_(std::move(sequence)), chunk_(sequence_->max_rows(options.prefill_rows)) {}
 
-  const ExportManifest& manifest() const { return sequence_->manifest(); }
+  int32_t vocab_size() const override { return manifest().vocab_size; }
+  int32_t max_context() const override { return manifest().max_context; }
 
-  RowsView prefill(ArrayView<const int32_t> token_ids) {
+  RowsView prefill(ArrayView<const int32_t> token_ids) override {
     length_ = num_pending_ = 0;
     states_ = {};
     TREESPEC_CHECK(!token_ids.empty(), "ExportedTarget::prefill: token_ids must not be empty");
     check_tokens("ExportedTarget::prefill", token_ids);
     sequence_->restart(token_ids.size());
     prompt_features_.clear();
-    exported::SegmentOutput output;
+    SegmentOutput output;
     while (length_ < token_ids.size()) {
       const int64_t size = std::min(chunk_, token_ids.size() - length_);
-      exported::Segment segment;
+      Segment segment;
       segment.token = {token_ids.data() + length_, size};
       segment.prefix = length_;
       output = sequence_->run(segment);
@@ -41,26 +43,26 @@ class ExportedTarget::Impl {
     return output.logits;
   }
 
-  RowsView forward(const TreeStep& step) {
+  RowsView forward(const TreeStep& step) override {
     num_pending_ = 0;
     states_ = {};
     TREESPEC_CHECK(step.prefix_length == length_,
                    "ExportedTarget::forward: prefix_length must be the committed ", length_,
                    ", got ", step.prefix_length);
     check_tokens("ExportedTarget::forward", step.tokens());
-    exported::Segment segment;
+    Segment segment;
     segment.token = step.tokens();
     segment.prefix = length_;
     segment.parent = step.tree.parent;
     segment.depth = step.tree.depth;
     segment.all_logits = true;
-    const exported::SegmentOutput output = sequence_->run(segment);
+    const SegmentOutput output = sequence_->run(segment);
     num_pending_ = step.num_nodes();
     states_ = output.features;
     return output.logits;
   }
 
-  void commit(ArrayView<const int32_t> nodes) {
+  void commit(ArrayView<const int32_t> nodes) override {
     const int64_t last = nodes.empty() ? -1 : nodes[nodes.size() - 1];
     TREESPEC_CHECK(last < num_pending_, "ExportedTarget::commit: nodes must be below the ",
                    num_pending_, " of the last forward, got ", last);
@@ -69,9 +71,11 @@ class ExportedTarget::Impl {
     num_pending_ = 0;
   }
 
-  RowsView states() const { return states_; }
+  RowsView states() override { return states_; }
 
  private:
+  const ExportManifest& manifest() const { return sequence_->manifest(); }
+
   void check_tokens(const char* who, ArrayView<const int32_t> token_ids) const {
     const int32_t vocab_size = manifest().vocab_size;
     for (const int32_t token : token_ids) {
@@ -88,7 +92,7 @@ class ExportedTarget::Impl {
     prompt_features_.insert(prompt_features_.end(), data, data + bytes);
   }
 
-  std::unique_ptr<exported::CausalSequence> sequence_;
+  std::unique_ptr<CausalSequence> sequence_;
   int64_t chunk_;
   int64_t length_ = 0;       // committed rows
   int64_t num_pending_ = 0;  // rows of the last forward, behind them
@@ -96,36 +100,11 @@ class ExportedTarget::Impl {
   RowsView states_;
 };
 
-namespace {
-
-std::shared_ptr<const ExportedModel> checked(std::shared_ptr<const ExportedModel> model,
-                                             const ExportedTargetOptions& options) {
-  TREESPEC_CHECK(model != nullptr, "ExportedTarget: model must not be null");
-  const ExportManifest& m = model->manifest();
-  TREESPEC_CHECK(m.role == ModelRole::kTarget && m.kind == ModelKind::kCausalLm,
-                 "ExportedTarget: model must be exported as a target, got the drafter '", m.folder,
-                 "'");
-  TREESPEC_CHECK(options.prefill_rows >= 1, "ExportedTarget: prefill_rows must be at least 1, got ",
-                 options.prefill_rows);
-  return model;
-}
-
 }  // namespace
 
-ExportedTarget::ExportedTarget(std::shared_ptr<const ExportedModel> model,
-                               const ExportedTargetOptions& options)
-    : impl_(std::make_unique<Impl>(
-          exported::make_sequence(checked(std::move(model), options), options.features), options)) {
+std::unique_ptr<TargetModel> make_target(std::unique_ptr<CausalSequence> sequence,
+                                         const ExportedTargetOptions& options) {
+  return std::make_unique<CausalTarget>(std::move(sequence), options);
 }
 
-ExportedTarget::~ExportedTarget() = default;
-int32_t ExportedTarget::vocab_size() const { return manifest().vocab_size; }
-RowsView ExportedTarget::prefill(ArrayView<const int32_t> token_ids) {
-  return impl_->prefill(token_ids);
-}
-RowsView ExportedTarget::forward(const TreeStep& step) { return impl_->forward(step); }
-void ExportedTarget::commit(ArrayView<const int32_t> nodes) { impl_->commit(nodes); }
-RowsView ExportedTarget::states() { return impl_->states(); }
-const ExportManifest& ExportedTarget::manifest() const { return impl_->manifest(); }
-
-}  // namespace treespec
+}  // namespace treespec::exported
