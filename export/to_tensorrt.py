@@ -82,13 +82,13 @@ def current_gpu(device: Any = None) -> Gpu:
 
     Raises
     ------
-    RuntimeError
+    NotImplementedError
         If there is none.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise NotImplementedError(
             "backend 'tensorrt' needs an NVIDIA GPU and a torch with CUDA, got none; use "
             "backend='onnx' or 'hf'"
         )
@@ -255,11 +255,11 @@ def build_engine(
     Raises
     ------
     ImportError, NotImplementedError
-        If TensorRT is not there or too old.
+        If TensorRT is not there or too old, or there is no GPU.
     ValueError
         For bad arguments, files that differ from the manifest, or a graph TensorRT cannot read.
     RuntimeError
-        If there is no GPU, or TensorRT fails, with what it says.
+        If TensorRT fails, with what it says.
     """
     spec = engine_spec(
         folder,

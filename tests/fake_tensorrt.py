@@ -84,6 +84,7 @@ _TYPES = {
 class Stream:
     """Work that waits to be done; `recording` takes it instead while a graph is captured."""
 
+    memory: AlignedMemory
     waiting: list[Callable[[], None]] = field(default_factory=list)
     recording: list[Callable[[], None]] | None = None
 
@@ -101,15 +102,23 @@ _HANDLES = itertools.count(7)
 
 
 class AlignedMemory(DeviceMemory):
-    """Host memory that is aligned as CUDA's is; new arrays hold NaN where zeros were not asked."""
+    """Host memory that is aligned as CUDA's is.
+
+    Attributes
+    ----------
+    fresh
+        Addresses of arrays that another stream may still be zeroing.
+    """
 
     def __init__(self) -> None:
         super().__init__("cpu")
+        self.fresh: set[int] = set()
 
     def zeros(self, shape: Any, dtype: str) -> torch.Tensor:
         size = int(np.prod(shape)) * getattr(torch, dtype).itemsize
         raw = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
         start = -raw.data_ptr() % ALIGNMENT
+        self.fresh.add(raw.data_ptr() + start)
         return raw[start : start + size].view(getattr(torch, dtype)).reshape(tuple(shape))
 
 
@@ -129,7 +138,7 @@ class HostQueue:
     def __init__(self) -> None:
         self.memory = AlignedMemory()
         self.handle = next(_HANDLES)
-        self.stream = STREAMS[self.handle] = Stream()
+        self.stream = STREAMS[self.handle] = Stream(self.memory)
         self.captures = self.replays = 0
         self.error: Exception | None = None
 
@@ -138,11 +147,11 @@ class HostQueue:
         yield
 
     def begin(self) -> None:
-        """Nothing else works on host memory."""
+        self.memory.fresh.clear()
 
     def upload(self, source: Any, goal: torch.Tensor) -> None:
         kept = torch.as_tensor(source).clone()
-        assert kept.shape == goal.shape
+        assert kept.shape == goal.shape and goal.data_ptr() not in self.memory.fresh
         self.stream.put(lambda: goal.copy_(kept))
 
     def download(self, source: torch.Tensor) -> torch.Tensor:
@@ -457,6 +466,7 @@ class IExecutionContext:
         for name, source in self._engine._alias.items():
             assert addresses[name] == addresses[source], name
         stream = STREAMS[stream_handle]
+        assert not stream.memory.fresh & set(addresses.values())
         self._captured = self._captured or stream.recording is not None
         shapes = {name: self.get_tensor_shape(name) for name in addresses}
         stream.put(lambda: self._run(addresses, shapes))

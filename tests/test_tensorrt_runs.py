@@ -419,7 +419,7 @@ def test_devices_that_are_no_gpu_are_refused(device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_a_machine_without_a_gpu_is_told_what_to_use():
-    with pytest.raises(RuntimeError, match=r"needs an NVIDIA GPU .*use backend='onnx' or 'hf'"):
+    with pytest.raises(NotImplementedError, match=r"needs an NVIDIA GPU .*use backend='onnx'"):
         CudaQueue()
 
 

@@ -90,9 +90,9 @@ class TensorRtSession:
     Raises
     ------
     ImportError, NotImplementedError
-        If TensorRT is not there or too old.
+        If TensorRT is not there or too old, or there is no GPU.
     RuntimeError
-        If there is no GPU, or TensorRT refuses the engine.
+        If TensorRT refuses the engine.
     FileNotFoundError
         If there is no engine and `build` is off.
     ValueError
@@ -159,9 +159,12 @@ class TensorRtSession:
         profile = self._choose(_sizes(inputs))
         queue = self._queue
         with queue.current():
-            queue.begin()
-            bound = self._bind(inputs, cache)
-            self._enqueue(self._prepare(profile, bound))
+            bound = self._bound(inputs, cache)
+            prepared = self._prepare(profile, bound)
+            queue.begin()  # after all that is allocated, which others zero
+            for name, array in inputs.items():
+                queue.upload(array, bound[name])
+            self._enqueue(prepared)
             results = {}
             for name in outputs:
                 if name != _FEATURES:
@@ -206,12 +209,9 @@ class TensorRtSession:
 
     # --- a run ---------------------------------------------------------------------------------
 
-    def _bind(self, inputs: Inputs, cache: Sequence[Array]) -> dict[str, Array]:
-        """Queue the uploads; every tensor of the engine as an array on the device."""
-        bound: dict[str, Array] = {}
-        for name, array in inputs.items():
-            bound[name] = self._buffer(name, array.shape)
-            self._queue.upload(array, bound[name])
+    def _bound(self, inputs: Inputs, cache: Sequence[Array]) -> dict[str, Array]:
+        """Where on the device every tensor of the engine is."""
+        bound = {name: self._buffer(name, array.shape) for name, array in inputs.items()}
         for name, output in output_shapes(self.manifest, inputs).items():
             if name in self._loaded.dtypes:
                 bound[name] = self._buffer(name, output.shape)

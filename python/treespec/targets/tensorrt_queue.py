@@ -71,7 +71,7 @@ class CudaQueue:
 
     Raises
     ------
-    RuntimeError
+    NotImplementedError
         If there is no GPU.
     ValueError
         For a device of another kind.
@@ -80,12 +80,13 @@ class CudaQueue:
     def __init__(self, device: Any = "auto") -> None:
         import torch
 
-        name = "cuda" if str(device) == "auto" else device
-        if torch.device(name).type != "cuda":
+        asked = torch.device("cuda" if str(device) == "auto" else device)
+        if asked.type != "cuda":
             raise ValueError(f"load: device must be 'auto' or 'cuda' with TensorRT, got {device}")
-        self.gpu = current_gpu(name)
+        self.gpu = current_gpu(asked)
+        number = torch.cuda.current_device() if asked.index is None else asked.index
         self._torch = torch
-        self.memory = DeviceMemory(name)
+        self.memory = DeviceMemory(f"cuda:{number}")
         self._stream = torch.cuda.Stream(self.memory.device)
 
     @property
