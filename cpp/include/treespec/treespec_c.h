@@ -429,8 +429,9 @@ typedef struct ts_draft_request {
 /// A drafter of your own. Its state advances in `begin` and `observe` alone.
 typedef struct ts_draft_model {
   size_t struct_size;
-  void* user;          ///< first argument of the callbacks
-  int64_t vocab_size;  ///< token ids are below this; 0: no vocabulary of its own
+  void* user;           ///< first argument of the callbacks
+  int64_t vocab_size;   ///< token ids are below this; 0: no vocabulary of its own
+  int64_t max_context;  ///< tokens that prompt and output may have together; 0: no limit
   /// A new sequence. `states`: row i belongs to prompt[i]; data NULL if the target gives none.
   int32_t (*begin)(void* user, const int32_t* prompt, int64_t prompt_length, const ts_rows* states);
   /// Makes candidates below the root and hands them over: the library frees `*source`. A second
@@ -478,6 +479,7 @@ typedef struct ts_target_model {
   size_t struct_size;
   void* user;  ///< first argument of the callbacks
   int64_t vocab_size;
+  int64_t max_context;  ///< tokens that prompt and output may have together; 0: no limit
   /// A new sequence: drops what was there (also after a failure), keeps the KV of all tokens, gives
   /// the logits `[1, V]` after the last one.
   int32_t (*prefill)(void* user, const int32_t* token_ids, int64_t num_token_ids, ts_rows* logits);

@@ -64,6 +64,10 @@ Handle*& new_handle(const char* who, const char* name, Handle** handle) {
 
 /// A size, depth or width in [least, INT32_MAX].
 int32_t size32(const char* who, const char* name, int64_t size, int64_t least);
+/// A checked limit, of which 0 means none.
+inline int32_t limit_of(int64_t limit) {
+  return limit == 0 ? INT32_MAX : static_cast<int32_t>(limit);
+}
 void check_reserved(const char* who, const char* name, int32_t reserved);
 /// At least the width, and no more than rows of memory can be apart.
 void check_row_stride(const char* who, const char* name, int64_t num_rows, int64_t width,

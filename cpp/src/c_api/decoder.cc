@@ -23,6 +23,7 @@ class CallbackTarget final : public TargetModel {
   explicit CallbackTarget(const ts_target_model& model) : model_(model) {}
 
   int32_t vocab_size() const override { return static_cast<int32_t>(model_.vocab_size); }
+  int32_t max_context() const override { return limit_of(model_.max_context); }
 
   RowsView prefill(ArrayView<const int32_t> token_ids) override {
     ts_rows logits = wanted(1);
@@ -145,6 +146,7 @@ ts_status ts_decoder_create(const ts_target_model* target, ts_drafter* drafter,
     ts_decoder*& out = new_handle(who, "decoder", decoder);
     const ts_target_model model = read_struct(who, "target", target);
     size32(who, "target.vocab_size", model.vocab_size, 1);
+    size32(who, "target.max_context", model.max_context, 0);
     require_callback(who, "target.prefill", model.prefill);
     require_callback(who, "target.forward", model.forward);
     require_callback(who, "target.commit", model.commit);

@@ -22,6 +22,7 @@ class CallbackDraft final : public DraftModel {
   explicit CallbackDraft(const ts_draft_model& model) : model_(model) {}
 
   int32_t vocab_size() const override { return static_cast<int32_t>(model_.vocab_size); }
+  int32_t max_context() const override { return limit_of(model_.max_context); }
 
   void begin(ArrayView<const int32_t> prompt, const RowsView& states) override {
     const ts_rows rows = c_rows(states);
@@ -120,6 +121,7 @@ ts_status ts_drafter_create(const ts_draft_model* model, ts_drafter** drafter) {
     ts_drafter*& out = new_handle(who, "drafter", drafter);
     const ts_draft_model known = read_struct(who, "model", model);
     size32(who, "model.vocab_size", known.vocab_size, 0);
+    size32(who, "model.max_context", known.max_context, 0);
     require_callback(who, "model.begin", known.begin);
     require_callback(who, "model.draft", known.draft);
     require_callback(who, "model.observe", known.observe);

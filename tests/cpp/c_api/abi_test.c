@@ -202,13 +202,14 @@ FIELD(ts_draft_request, node_budget, 32, int32_t);
 FIELD(ts_draft_request, proposal, 36, ts_proposal);
 FIELD(ts_draft_request, sampling, 40, const ts_sampling*);
 
-SIZE(ts_draft_model, 48);
+SIZE(ts_draft_model, 56);
 FIELD(ts_draft_model, struct_size, 0, size_t);
 FIELD(ts_draft_model, user, 8, void*);
 FIELD(ts_draft_model, vocab_size, 16, int64_t);
-FIELD(ts_draft_model, begin, 24, int32_t (*)(void*, const int32_t*, int64_t, const ts_rows*));
-FIELD(ts_draft_model, draft, 32, int32_t (*)(void*, const ts_draft_request*, ts_source**));
-FIELD(ts_draft_model, observe, 40, int32_t (*)(void*, const int32_t*, int64_t, const ts_rows*));
+FIELD(ts_draft_model, max_context, 24, int64_t);
+FIELD(ts_draft_model, begin, 32, int32_t (*)(void*, const int32_t*, int64_t, const ts_rows*));
+FIELD(ts_draft_model, draft, 40, int32_t (*)(void*, const ts_draft_request*, ts_source**));
+FIELD(ts_draft_model, observe, 48, int32_t (*)(void*, const int32_t*, int64_t, const ts_rows*));
 
 SIZE(ts_tree_step, 64);
 FIELD(ts_tree_step, struct_size, 0, size_t);
@@ -220,14 +221,15 @@ FIELD(ts_tree_step, position, 40, const int32_t*);
 FIELD(ts_tree_step, ancestor_bits, 48, const uint32_t*);
 FIELD(ts_tree_step, prefix_length, 56, int64_t);
 
-SIZE(ts_target_model, 56);
+SIZE(ts_target_model, 64);
 FIELD(ts_target_model, struct_size, 0, size_t);
 FIELD(ts_target_model, user, 8, void*);
 FIELD(ts_target_model, vocab_size, 16, int64_t);
-FIELD(ts_target_model, prefill, 24, int32_t (*)(void*, const int32_t*, int64_t, ts_rows*));
-FIELD(ts_target_model, forward, 32, int32_t (*)(void*, const ts_tree_step*, ts_rows*));
-FIELD(ts_target_model, commit, 40, int32_t (*)(void*, const int32_t*, int64_t));
-FIELD(ts_target_model, states, 48, int32_t (*)(void*, ts_rows*));
+FIELD(ts_target_model, max_context, 24, int64_t);
+FIELD(ts_target_model, prefill, 32, int32_t (*)(void*, const int32_t*, int64_t, ts_rows*));
+FIELD(ts_target_model, forward, 40, int32_t (*)(void*, const ts_tree_step*, ts_rows*));
+FIELD(ts_target_model, commit, 48, int32_t (*)(void*, const int32_t*, int64_t));
+FIELD(ts_target_model, states, 56, int32_t (*)(void*, ts_rows*));
 
 SIZE(ts_decoder_options, 40);
 FIELD(ts_decoder_options, struct_size, 0, size_t);

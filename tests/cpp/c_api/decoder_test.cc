@@ -507,7 +507,32 @@ void what_the_decoder_refuses_has_the_text_of_cpp() {
   CHECK_FAILS(TS_INVALID_ARGUMENT, "max_new_tokens must be at least 0",
               ts_decoder_generate(plain.get(), kPrompt.data(), 5, &generation, &result));
 
+  // What prompt and output need more than a model has room for.
+  generation.max_new_tokens = 11;
+  ts_target_model small = table;
+  small.max_context = 15;
+  const auto limited =
+      make<ts_decoder>(ts_decoder_create, &small, static_cast<ts_drafter*>(nullptr),
+                       static_cast<const ts_decoder_options*>(nullptr));
+  CHECK_FAILS(TS_INVALID_ARGUMENT, "the target's context of 15 tokens, got 5 + 11",
+              ts_decoder_generate(limited.get(), kPrompt.data(), 5, &generation, &result));
+  CDraft draft(target.model);
+  ts_draft_model small_draft = draft.table();
+  small_draft.max_context = 15;
+  const auto drafter = make<ts_drafter>(ts_drafter_create, &small_draft);
+  const auto drafting = make<ts_decoder>(ts_decoder_create, &table, drafter.get(),
+                                         static_cast<const ts_decoder_options*>(nullptr));
+  CHECK_FAILS(TS_INVALID_ARGUMENT, "the drafter's context of 15 tokens, got 5 + 11",
+              ts_decoder_generate(drafting.get(), kPrompt.data(), 5, &generation, &result));
+  generation.max_new_tokens = 10;
+  CHECK_EQUAL(generate(limited.get(), &generation).data.num_token_ids, 10);
+  CHECK_EQUAL(generate(drafting.get(), &generation).data.num_token_ids, 10);
+
   ts_target_model wrong = table;
+  wrong.max_context = -1;
+  CHECK_FAILS(TS_INVALID_ARGUMENT, "target.max_context must be in [0, 2^31), got -1",
+              ts_decoder_create(&wrong, nullptr, nullptr, &decoder));
+  wrong = table;
   wrong.vocab_size = 0;
   CHECK_FAILS(TS_INVALID_ARGUMENT, "target.vocab_size must be in [1, 2^31), got 0",
               ts_decoder_create(&wrong, nullptr, nullptr, &decoder));
