@@ -147,11 +147,13 @@ void Machine::run_block(int64_t block, int64_t block_y) {
 
 void Machine::poison_shared_memory() {
   // Not one byte repeated: a block must not find what another one would have.
-  uint64_t rubbish = 0;
-  for (size_t i = 0; i < grid_.shared_bytes; ++i) {
-    if (i % sizeof rubbish == 0) rubbish = next_random(random_);
-    shared_start_[i] = static_cast<char>(rubbish >> i % sizeof rubbish * 8);
+  // Words, the last of which may reach into the guard, which comes after.
+  uint64_t random = random_;
+  for (size_t at = 0; at < grid_.shared_bytes; at += sizeof random) {
+    const uint64_t rubbish = next_random(random);
+    std::memcpy(shared_start_ + at, &rubbish, sizeof rubbish);
   }
+  random_ = random;
   std::memset(shared_start_ + grid_.shared_bytes, kCanary, kCanaryBytes);
 }
 
@@ -237,11 +239,9 @@ const Table& Machine::exchange(const Site& site, const void* value, int words) {
 }
 
 void Machine::require_same_site(const Site& site, int thread) {
+  const auto same = [](const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; };
   const Site& other = threads_[thread].site;
-  if (std::strcmp(site.what, other.what) == 0 && site.line == other.line &&
-      std::strcmp(site.file, other.file) == 0) {
-    return;
-  }
+  if (site.line == other.line && same(site.what, other.what) && same(site.file, other.file)) return;
   fail("threads met at different places: " + describe(current_) + ", " + describe(thread));
 }
 
