@@ -142,8 +142,10 @@ const char* ts_builder_summary(int64_t i) {
 }
 
 ts_status ts_options_create(ts_options** options) {
-  return guarded(__func__,
-                 [&](const char* who) { new_handle(who, "options", options) = new ts_options; });
+  return guarded(__func__, [&](const char* who) {
+    ts_options*& out = new_handle(who, "options", options);
+    out = new ts_options;
+  });
 }
 
 void ts_options_free(ts_options* options) { delete options; }
