@@ -64,7 +64,7 @@ class EngineSpec:
     Attributes
     ----------
     model
-        Checksum of graph and weights.
+        Checksums of graph and weights by file name.
     kind, dtype
         As the manifest has them.
     max_context, max_nodes, max_batch
@@ -79,7 +79,7 @@ class EngineSpec:
         What it was built with and for.
     """
 
-    model: str
+    model: Mapping[str, str]
     kind: str
     dtype: str
     max_context: int
@@ -166,7 +166,11 @@ class EngineCache:
         """Write an engine, whole or not at all."""
         path = self.path(spec)
         write_whole(path, plan)
-        described = {"spec": asdict(spec), "sha256": hashlib.sha256(plan).hexdigest()}
+        described = {
+            "spec": asdict(spec),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(plan).hexdigest(),
+        }
         save_json(path.with_suffix(".json"), FORMAT, described)
         return Engine(spec, path, plan)
 

@@ -7,7 +7,6 @@ are strongly typed. One code path serves TensorRT 10.15 to 11.x.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,7 +193,7 @@ def engine_spec(
         "optimization_level": optimization_level,
     }
     return EngineSpec(
-        model=_model_checksum(manifest),
+        model=_model_files(manifest),
         kind=manifest.kind,
         dtype=manifest.dtype,
         max_context=max_context,
@@ -318,11 +317,10 @@ def _rounded(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _model_checksum(manifest: Manifest) -> str:
-    """Of graph and weights, from the manifest's own checksums."""
+def _model_files(manifest: Manifest) -> dict[str, str]:
+    """Checksums of graph and weights, as the manifest has them."""
     own = (name for name in manifest.files if name.startswith(manifest.graph))
-    files = [(name, manifest.files[name]["sha256"]) for name in sorted(own)]
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+    return {name: manifest.files[name]["sha256"] for name in sorted(own)}
 
 
 # --- how to build it ---------------------------------------------------------------------------

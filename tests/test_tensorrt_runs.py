@@ -347,6 +347,21 @@ def test_rows_behind_the_cache_are_refused_since_tensorrt_would_drop_them(tensor
     assert own.run(inputs, cache, ["logits"])["logits"].shape == (1, 4, 64)
 
 
+def test_a_run_gives_as_many_logit_rows_as_are_asked_for(tensorrt, session):
+    own = session(max_batch=2)
+    cache = [own.memory.zeros((2, 2, own.capacity, 8), "float32") for _ in own.manifest.cache]
+    inputs = {
+        "input_ids": np.ones((2, 4), np.int64),
+        "position_ids": np.zeros((2, 4), np.int64),
+        "attention_mask": np.ones((2, 1, 4, own.capacity), np.bool_),
+        "write_index": np.array([0, 9]),
+    }
+    everything = own.run({**inputs, "logit_rows": np.arange(4)}, cache, ["logits"])["logits"]
+    for rows in ([2], [1, 3]):
+        found = own.run({**inputs, "logit_rows": np.array(rows)}, cache, ["logits"])["logits"]
+        assert torch.equal(found, everything[:, rows])
+
+
 def test_memory_that_is_not_aligned_is_refused(tensorrt, session):
     own = session()
     rows = own.memory.zeros((1, 2, own.capacity + 1, 8), "float32")
