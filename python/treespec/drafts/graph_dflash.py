@@ -204,6 +204,9 @@ class GraphDflashDrafter:
     def _features(self, states: TargetStates | None) -> Array:
         if states is None or states.features is None:
             raise ValueError("draft: states must hold the features of `needs`, got none")
+        shape, width = tuple(states.features.shape), self.manifest.layers_width
+        if shape[1:] != (width,):
+            raise ValueError(f"draft: features must be [n, {width}], got {list(shape)}")
         return self._session.memory.take(states.features, self.manifest.dtype)
 
 

@@ -267,15 +267,15 @@ def fill_segment_mask(
 
 
 def _chunk(left: Sequence[int], most: int) -> int:
-    """How many rows to run next, when sequences have so many tokens left: the count that computes
-    the most tokens for its cost.
+    """How many rows to run next, when sequences have so many tokens left: the cheapest, if what it
+    leaves is then run without padding.
     """
-    counts = {min(rest, most) for rest in left}
 
-    def gain(count: int) -> float:
-        return sum(min(rest, count) for rest in left) / (_FIXED_ROWS + len(left) * count)
+    def cost(count: int) -> int:
+        rest = sum(max(0, tokens - count) for tokens in left)
+        return _FIXED_ROWS + len(left) * count + (_FIXED_ROWS + rest if rest else 0)
 
-    return max(sorted(counts), key=gain)
+    return min(sorted({min(tokens, most) for tokens in left}), key=cost)
 
 
 def _check(segments: Sequence[Segment]) -> None:
