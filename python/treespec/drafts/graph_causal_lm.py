@@ -109,5 +109,6 @@ class GraphCausalLmDrafter(ExpanderDrafter[GraphCausalLmSession]):
 
     def known(self, token_ids: npt.ArrayLike) -> Int32Array:
         """Token ids as the model can embed them; those that only the target has become 0."""
-        ids = np.asarray(token_ids, dtype=np.int32)
-        return np.where(ids < self._known_ids, ids, 0).astype(np.int32)
+        ids = np.array(token_ids, dtype=np.int32)
+        ids[ids >= self._known_ids] = 0
+        return ids

@@ -192,10 +192,9 @@ class GraphRunner:
         self, batch: _Batch, logits: Literal["all", "last"], features: bool
     ) -> tuple[list[Array], list[Array | None]]:
         segments, count = batch.segments, len(batch.segments)
-        last = np.array([len(segment) - 1 for segment in segments])
-        wanted, place = np.unique(last, return_inverse=True)
         inputs = self._inputs(batch)
-        inputs["logit_rows"] = np.arange(batch.nodes) if logits == "all" else wanted
+        ends = sorted({len(segment) - 1 for segment in segments})
+        inputs["logit_rows"] = np.arange(batch.nodes) if logits == "all" else np.array(ends)
         names = ["logits", "features"] if features else ["logits"]
         cache = self.pool.slices(batch.first, count)
         out = self._session.run(inputs, cache, names)
@@ -204,7 +203,8 @@ class GraphRunner:
         if logits == "all":
             rows = [out["logits"][b, : len(segment)] for b, segment in enumerate(segments)]
         else:
-            rows = [out["logits"][b, at : at + 1] for b, at in enumerate(place.tolist())]
+            place = [ends.index(len(segment) - 1) for segment in segments]
+            rows = [out["logits"][b, at : at + 1] for b, at in enumerate(place)]
         if not features:
             return rows, [None] * count
         return rows, [out["features"][b, : len(segment)] for b, segment in enumerate(segments)]
@@ -262,8 +262,9 @@ def fill_segment_mask(
     written = prefix + segment.first
     rows[:count, :written] = seen[:, :written]
     rows[:count, own : own + count] = seen[:, written:]
-    padding = np.arange(count, len(rows))
-    rows[padding, own + padding] = True
+    if count < len(rows):
+        padding = np.arange(count, len(rows))
+        rows[padding, own + padding] = True
 
 
 def _chunk(left: Sequence[int], most: int) -> int:

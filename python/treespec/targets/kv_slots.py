@@ -127,6 +127,11 @@ class KvPool:
         New ones are placed in the given order.
         """
         placed = [s for s in sequences if s.place is not None]
+        if len(placed) == len(sequences) and rows <= self.rows:
+            places = [s.place or 0 for s in placed]
+            first = min(places)
+            if max(places) - first < len(places):
+                return first
         kept = sum(slot is not None for slot in self._slots)
         self._resize(kept + len(sequences) - len(placed), rows)
         first = self._best_window({s.place for s in placed if s.place is not None}, len(sequences))

@@ -33,6 +33,10 @@ _ELEMENT_TYPES = {
     "float64": 11,
     "bfloat16": 16,
 }
+# The same by NumPy's types, whose names are slow to ask for.
+_NUMPY_TYPES = {
+    np.dtype(name): number for name, number in _ELEMENT_TYPES.items() if name != "bfloat16"
+}
 
 _HOST = HostMemory()
 
@@ -110,16 +114,16 @@ class OrtSession:
         self.manifest.check_files(folder, checksums=options.check_files)
         self.providers = _providers(device, options.providers)
         self.memory = _memory(self.providers)
-        on_host = self.memory.device.type == "cpu"
-        if on_host and self.manifest.dtype == "bfloat16":
+        self._on_host = self.memory.device.type == "cpu"
+        if self._on_host and self.manifest.dtype == "bfloat16":
             raise NotImplementedError(
                 "load: ONNX Runtime has no bfloat16 on a CPU; export with --dtype float32, or use "
                 "device='cuda'"
             )
         self._session = _open(Path(folder) / self.manifest.graph, self.providers, options)
         self._binding = self._session.io_binding()
-        self._buffers: dict[str, Array] = {}  # of outputs, flat; they grow
-        self._bound: dict[str, Array] = {}  # outputs as they are bound
+        self._buffers: dict[str, Array] = {}  # flat; they grow
+        self._bound: dict[str, Array] = {}  # inputs and outputs as they are bound
         self._cache: Sequence[Array] | None = None
         self._wanted: list[str] = []
 
@@ -137,7 +141,7 @@ class OrtSession:
             self._bind_cache(cache)
             self._wanted = wanted
         for name, array in inputs.items():
-            self._bind_input(name, array)
+            self._give(name, array)
         results = {name: self._bind_output(name, shapes[name]) for name in wanted}
         self.memory.wait()
         self._session.run_with_iobinding(self._binding)
@@ -153,26 +157,45 @@ class OrtSession:
                 self._binding.bind_output(one.output, *self._address(rows))
         self._cache = cache
 
+    def _give(self, name: str, array: Array) -> None:
+        """Bind an input.
+
+        On a CPU they are copied to where one of that shape was last time: that is faster than
+        binding. A GPU's are copied to the device when they are bound.
+        """
+        if self._on_host:
+            bound = self._bound.get(name)
+            if bound is None or bound.shape != array.shape:
+                bound = self._bound[name] = self._buffer(name, array.shape, array.dtype.name)
+                self._bind_input(name, bound)
+            bound[...] = array
+        else:
+            self._bind_input(name, array)
+
     def _bind_input(self, name: str, array: Array) -> None:
         self._binding.bind_input(name, *self._address(array))
 
     def _bind_output(self, name: str, output: OutputShape) -> Array:
         """The array that the run will fill."""
-        if name in self._bound and self._bound[name].shape == output.shape:
-            return self._bound[name]
-        size = prod(output.shape)
+        bound = self._bound.get(name)
+        if bound is None or bound.shape != output.shape:
+            bound = self._bound[name] = self._buffer(name, output.shape, output.dtype)
+            self._binding.bind_output(name, *self._address(bound))
+        return bound
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+        """A slice of the buffer of this name."""
+        size = prod(shape)
         flat = self._buffers.get(name)
         if flat is None or flat.shape[0] < size:
-            flat = self._buffers[name] = self.memory.zeros((size,), output.dtype)
-        array = self._bound[name] = flat[:size].reshape(output.shape)
-        self._binding.bind_output(name, *self._address(array))
-        return array
+            flat = self._buffers[name] = self.memory.zeros((size,), dtype)
+        return flat[:size].reshape(shape)
 
     def _address(self, array: Array) -> tuple[str, int, int, tuple[int, ...], int]:
         """What the binding must know of an array."""
         shape = tuple(array.shape)
         if isinstance(array, np.ndarray):
-            return "cpu", 0, _ELEMENT_TYPES[array.dtype.name], shape, _HOST.pointer(array)
+            return "cpu", 0, _NUMPY_TYPES[array.dtype], shape, _HOST.pointer(array)
         device = self.memory.device
         element = _ELEMENT_TYPES[str(array.dtype).removeprefix("torch.")]
         return device.type, device.index or 0, element, shape, self.memory.pointer(array)
