@@ -370,6 +370,20 @@ def test_a_graph_for_fixed_buffers_and_few_sequences_gives_the_same_texts(folder
     assert texts(decoder, prompts, max_new_tokens=20) == [text[:20] for text in expected]
 
 
+def test_sequences_that_only_fit_without_padding_run_by_themselves(folder, monkeypatch):
+    prompts = [np.array(p, np.int32) for p in ragged_prompts((60, 4))]
+    trees = [TreeRows.chain([5, 6]), TreeRows.chain(np.arange(3, 23))]
+    results = []
+    for capacity in (None, 64):
+        monkeypatch.setattr(OrtSession, "capacity", capacity)
+        target = load_target(folder("target"))
+        sequences = [target.open(64) for _ in prompts]
+        target.prefill(sequences, prompts, Needs())
+        results.append([rows.copy() for rows in target.forward(sequences, trees, Needs())[0]])
+    for own, other in zip(*results, strict=True):
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-5)
+
+
 def test_a_prefill_pads_little_and_runs_seldom():
     assert graph_runner._chunk([500], 512) == 500
     assert graph_runner._chunk([5000], 512) == 512

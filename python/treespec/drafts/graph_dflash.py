@@ -14,6 +14,7 @@ from treespec.drafts.base import DraftSettings
 from treespec.drafts.rows import in_total_order, truncated
 from treespec.export.manifest import BlockShape
 from treespec.targets.base import Array, Needs, TargetStates
+from treespec.targets.graph_runner import most_together
 from treespec.targets.graph_session import GraphSession, block_of
 from treespec.targets.kv_slots import KvPool, KvSlot
 
@@ -100,7 +101,13 @@ class GraphDflashDrafter:
             while len(session.features) > self._max_features:
                 self._run([session], settings)
                 session.settle(self._max_features)
-        limit = self._session.max_batch or len(sessions)
+        if not sessions:
+            return []
+        limit = most_together(
+            self._session,
+            [session.sequence.length for session in sessions],
+            max(len(session.features) for session in sessions) + self.block.slots,
+        )
         drafted: dict[int, Marginals | Transitions] = {}
         for begin in range(0, len(sessions), limit):
             part = sessions[begin : begin + limit]

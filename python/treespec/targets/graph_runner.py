@@ -97,7 +97,11 @@ class GraphRunner:
             If a segment does not fit; nothing has changed then.
         """
         _check(segments)
-        limit = self._session.max_batch or len(segments)
+        limit = most_together(
+            self._session,
+            [segment.sequence.length + segment.first for segment in segments],
+            max(len(segment) for segment in segments),
+        )
         if len(segments) > limit:
             parts = [
                 self._copied(segments[begin : begin + limit], logits, features)
@@ -237,6 +241,14 @@ class GraphRunner:
         for b, segment in enumerate(batch.segments):
             rows = [out[one.output][b, :, : len(segment)] for one in self.manifest.cache]
             self.pool.write(segment.sequence, segment.sequence.length + segment.first, rows)
+
+
+def most_together(session: GraphSession, starts: Sequence[int], rows: int) -> int:
+    """Most sequences of a run that writes `rows` rows, padding included, at the rows `starts`."""
+    capacity = session.capacity
+    if capacity is not None and max(starts) + rows > capacity:
+        return 1  # they fit each by itself, without the padding
+    return session.max_batch or len(starts)
 
 
 def fill_segment_mask(
