@@ -51,9 +51,9 @@ class BatchDecoder::Impl {
     std::vector<GenerateResult> results(prompts.size());
     std::vector<std::exception_ptr> errors(prompts.size());
     std::atomic<size_t> next{0};
-    const auto work = [&](Lease lease) {
-      for (size_t i = next++; i < prompts.size(); i = next++) {
-        const SpeculativeDecoder& decoder = *places_[lease.place()].decoder;
+    const auto work = [&](Lease lease, size_t first) {
+      const SpeculativeDecoder& decoder = *places_[lease.place()].decoder;
+      for (size_t i = first; i < prompts.size(); i = next++) {
         try {
           results[i] = decoder.generate(prompts[i], options[options.size() == 1 ? 0 : i]);
         } catch (...) {
@@ -62,13 +62,13 @@ class BatchDecoder::Impl {
       }
     };
     {
-      // Before the leases, which a failure to start a thread gives up first: the threads that have
-      // started would wait for them.
+      // Before the leases, which are given up first when a thread cannot be started: the threads
+      // that have been would wait for them.
       std::vector<std::future<void>> threads;
       std::vector<Lease> leases = enter_together(prompts.size());
-      while (!leases.empty()) {
-        threads.push_back(std::async(std::launch::async, work, std::move(leases.back())));
-        leases.pop_back();
+      next = leases.size();
+      for (size_t i = leases.size(); i-- > 0; leases.pop_back()) {
+        threads.push_back(std::async(std::launch::async, work, std::move(leases.back()), i));
       }
     }
     for (const std::exception_ptr& error : errors) {

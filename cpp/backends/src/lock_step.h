@@ -13,6 +13,8 @@ namespace treespec::exported {
 
 /// A request that waits for a run.
 struct Pending {
+  int64_t place = 0;  ///< of its sequence
+  int64_t since = 0;  ///< runs before it came
   bool done = false;
   std::exception_ptr error;
 };
@@ -48,7 +50,8 @@ class LockStep {
     condition_.notify_all();
   }
   /// Returns when the request, which is in its queue already, is done; throws its error.
-  void wait(Lock& held, const Pending& request) {
+  void wait(Lock& held, Pending& request) {
+    request.since = num_runs_;
     ++num_waiting_;
     while (!request.done) {
       if (num_waiting_ == num_entered_) {
@@ -64,6 +67,7 @@ class LockStep {
   void run_next() {
     for (RequestQueue* queue : queues_) {
       if (queue->empty()) continue;
+      ++num_runs_;
       num_waiting_ -= queue->run();
       condition_.notify_all();
       return;
@@ -73,7 +77,7 @@ class LockStep {
   std::vector<RequestQueue*> queues_;
   std::mutex mutex_;
   std::condition_variable condition_;
-  int64_t num_entered_ = 0, num_waiting_ = 0;
+  int64_t num_entered_ = 0, num_waiting_ = 0, num_runs_ = 0;
 };
 
 }  // namespace treespec::exported

@@ -25,7 +25,7 @@ class MergedCausalGraph::Sequence final : public CausalSequence {
     LockStep::Lock held = step_.lock();
     PendingSegment request;
     request.segment = segment;
-    request.segment.sequence = place_;
+    request.segment.sequence = request.place = place_;
     merged_.graph_.check(request.segment);  // here: nobody else's forward must fail by it
     merged_.push(request);
     step_.wait(held, request);
@@ -79,7 +79,7 @@ class MergedBlockGraph::Sequence final : public BlockSequence {
     LockStep::Lock held = step_.lock();
     PendingBlock request;
     request.block = block;
-    request.block.sequence = place_;
+    request.block.sequence = request.place = place_;
     request.temperature = temperature;
     merged_.graph_.check(request.block);
     merged_.push(request);

@@ -16,7 +16,8 @@
 namespace treespec::exported {
 
 /// A queue that runs the request that has waited longest, and all that can share its forward. One
-/// forward, not more: the next one overwrites what this one says.
+/// forward, not more: the next one overwrites what this one says. Which thread came first does not
+/// matter, so that a batch repeats itself.
 template <class Request>
 class MergingQueue : public RequestQueue {
  public:
@@ -29,7 +30,10 @@ class MergingQueue : public RequestQueue {
 
   int64_t run() noexcept final {
     together_.clear();
-    const Request& first = *pending_.front();
+    const auto earlier = [](const Request* a, const Request* b) {
+      return a->since != b->since ? a->since < b->since : a->place < b->place;
+    };
+    const Request& first = **std::min_element(pending_.begin(), pending_.end(), earlier);
     for (Request* one : pending_) {
       if (mergeable(first, *one)) together_.push_back(one);
     }
