@@ -9,7 +9,7 @@ import pytest
 from exported_models import exported
 from filelock import FileLock
 from installed_package import ROOT, build_with_cmake, run
-from onnx_cases import ragged_prompts, texts, torch_decoder
+from onnx_cases import onnx_decoder, ragged_prompts, texts, torch_decoder
 
 import treespec
 from treespec.text import encode
@@ -91,6 +91,25 @@ def test_trees_are_drawn_by_the_law_that_pytorch_draws_by(drafter, generate, fol
     request = {"target": folder("target"), "drafter": folder(drafter), **TRAVERSAL, **law}
     requests = [{**request, "prompt": prompt} for prompt in prompts]
     expect_texts(requests, generate(requests), expected)
+
+
+def test_float16_gives_the_texts_that_it_gives_from_python_and_bfloat16_is_refused(
+    generate, programs, folder, tmp_path_factory
+):
+    prompts = ragged_prompts((4, 17))
+    decoder = onnx_decoder(tmp_path_factory, "target in float16", "causal_lm", node_budget=5)
+    expected = texts(decoder, prompts, max_new_tokens=20)
+    request = {"drafter": folder("causal_lm"), "node_budget": 5, "max_new_tokens": 20}
+    requests = [
+        {**request, "target": folder("target in float16"), "prompt": prompt} for prompt in prompts
+    ]
+    expect_texts(requests, generate(requests), expected)
+
+    request = {**request, "target": folder("target in bfloat16"), "prompt": prompts[0]}
+    command = [str(programs / "ort_generate")]
+    done = subprocess.run(command, input=json.dumps([request]), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "must be exported as float32 or float16" in done.stderr
 
 
 @pytest.mark.parametrize("style", DEMO_STYLES)

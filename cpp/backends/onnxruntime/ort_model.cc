@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // ONNX Runtime behind GraphRunner: one session per model, one I/O binding per owner.
 #include <onnxruntime_cxx_api.h>
+#include <onnxruntime_session_options_config_keys.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -141,7 +142,12 @@ std::shared_ptr<const OrtModel> OrtModel::load(const std::string& folder,
   TREESPEC_CHECK(options.threads >= 0, "OrtModel::load: threads must be at least 0, got ",
                  options.threads);
   check_library();
-  return std::shared_ptr<const OrtModel>(new OrtModel(ExportManifest::load(folder), options));
+  ExportManifest manifest = ExportManifest::load(folder);
+  if (manifest.dtype == DType::kBFloat16) {
+    throw Unsupported("OrtModel::load: '" + folder +
+                      "' must be exported as float32 or float16; bfloat16 does not run on a CPU");
+  }
+  return std::shared_ptr<const OrtModel>(new OrtModel(std::move(manifest), options));
 }
 
 OrtModel::OrtModel(ExportManifest manifest, const OrtOptions& options)
@@ -150,6 +156,8 @@ OrtModel::OrtModel(ExportManifest manifest, const OrtOptions& options)
   try {
     Ort::SessionOptions settings;
     settings.SetIntraOpNumThreads(options.threads);
+    settings.AddConfigEntry(kOrtSessionOptionsConfigAllowIntraOpSpinning,
+                            options.spinning ? "1" : "0");
     session_ = std::make_unique<Session>(Session{{environment(), path.c_str(), settings}});
   } catch (const Ort::Exception& error) {
     throw std::runtime_error(detail::message("OrtModel::load: ONNX Runtime must be able to load ",
