@@ -158,7 +158,7 @@ def test_python_code_runs(code, monkeypatch, tmp_path):
 @pytest.mark.parametrize("code", blocks("cpp"))
 def test_cpp_code_compiles(code):
     # Kernels among the examples are compiled against the emulation.
-    folders = (*("cpp/include", "cpp/backends/include", "cpp/src", "tests/cpp/emulation", "cuda"),)
+    folders = ("cpp/include", "cpp/backends/include", "cpp/src", "tests/cpp/emulation", "cuda")
     done = subprocess.run(
         [
             os.environ.get("CXX", "c++"),
