@@ -15,6 +15,7 @@ using nlohmann::json;
 constexpr size_t kMaxStops = 4;        // OpenAI's
 constexpr size_t kMaxStopBytes = 256;  // each is looked for after every token
 constexpr size_t kMaxShown = 80;       // bytes of a wrong value in an error
+constexpr int kMaxNesting = 8;         // JSON is written by recursion
 
 std::string dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -165,10 +166,16 @@ std::string known_fields() {
   return names;
 }
 
+bool check_nesting(int depth, json::parse_event_t, json&) {
+  if (depth <= kMaxNesting) return true;
+  throw ApiError(400, "invalid_request_error",
+                 "the body must be nested at most " + std::to_string(kMaxNesting) + " deep");
+}
+
 json parse_object(const std::string& body) {
   json object;
   try {
-    object = json::parse(body);
+    object = json::parse(body, check_nesting);
   } catch (const json::exception& error) {
     throw ApiError(400, "invalid_request_error",
                    std::string("the body must be JSON: ") + error.what());

@@ -8,7 +8,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <optional>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "model_pair.h"
