@@ -156,6 +156,8 @@ OrtModel::OrtModel(ExportManifest manifest, const OrtOptions& options)
   try {
     Ort::SessionOptions settings;
     settings.SetIntraOpNumThreads(options.threads);
+    // It keeps a plan of memory for every set of sizes that it has seen, and ours go on changing.
+    settings.DisableMemPattern();
     settings.AddConfigEntry(kOrtSessionOptionsConfigAllowIntraOpSpinning,
                             options.spinning ? "1" : "0");
     session_ = std::make_unique<Session>(Session{{environment(), path.c_str(), settings}});
