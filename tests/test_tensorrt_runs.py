@@ -169,9 +169,9 @@ def test_half_precision_runs_as_exported(tensorrt, engines, tmp_path_factory):
 # --- runs --------------------------------------------------------------------------------------
 
 
-def forward(target, sequence, count=5):
+def forward(target, sequence, count=5, first=3):
     """Logits and features of a chain behind the sequence."""
-    tree = TreeRows.chain(np.arange(3, 3 + count))
+    tree = TreeRows.chain(np.arange(first, first + count))
     logits, states = target.forward([sequence], [tree], Needs(layers=(0, 1)))
     return logits[0], states[0].features
 
@@ -217,7 +217,7 @@ def test_results_hold_after_the_next_run(tensorrt, prefilled):
     target, sequence = prefilled()
     logits, features = forward(target, sequence)
     before = logits.clone(), features.clone()
-    forward(target, sequence, 7)
+    forward(target, sequence, 7, first=20)
     assert torch.equal(logits, before[0]) and torch.equal(features, before[1])
 
 
@@ -284,11 +284,14 @@ def test_a_capture_that_fails_is_said_once_and_runs_go_on(tensorrt, prefilled, c
 def test_prepared_shapes_are_forgotten_when_there_are_too_many(tensorrt, prefilled, monkeypatch):
     monkeypatch.setattr(backend, "_MAX_PREPARED", 2)
     target, sequence = prefilled()
-    for count in (1, 9, 20, 1):  # the first is gone by the last
-        forward(target, sequence, count)
     made = tensorrt.contexts
-    forward(target, sequence, 20)
-    assert tensorrt.contexts == made
+    for count in (1, 9, 1, 20):  # the one used longest ago goes
+        forward(target, sequence, count)
+    assert tensorrt.contexts == made + 3
+    forward(target, sequence, 1)
+    assert tensorrt.contexts == made + 3
+    forward(target, sequence, 9)
+    assert tensorrt.contexts == made + 4
     assert len(target.runner._session._prepared) == 2
 
 
