@@ -496,8 +496,7 @@ void a_growth_is_finished_once_and_not_before_it_is_grown() {
   CHECK_FAILS(TS_INVALID_ARGUMENT, "must be called once", ts_growth_finish(growth.get(), &tree));
 }
 
-// --- Structs of other releases
-// --------------------------------------------------------------------
+// --- Structs of other releases -------------------------------------------------------------------
 
 /// A struct as a program that was compiled against a later header has it.
 template <class T>
@@ -656,8 +655,7 @@ void fields_that_an_older_caller_has_not_got_keep_their_defaults() {
   CHECK_THROWS(InvalidArgument, (older.struct_size = 15, c::read_struct("test", "grown", &older)));
 }
 
-// --- Callbacks
-// ------------------------------------------------------------------------------------
+// --- Callbacks -----------------------------------------------------------------------------------
 
 void a_failure_of_a_callback_comes_out_with_its_text() {
   Sound s;

@@ -22,8 +22,7 @@ static void check(int sound, const char* what, int line) {
 #define CHECK(condition) check((condition) != 0, #condition, __LINE__)
 #define CHECK_OK(call) check((call) == TS_OK, #call, __LINE__)
 
-// --- The model
-// ------------------------------------------------------------------------------------
+// --- The model -----------------------------------------------------------------------------------
 
 /// A "KV cache" whose rows are tokens: those of the prefix, and behind it the nodes of a tree.
 typedef struct model {
@@ -96,8 +95,7 @@ static ts_target_model target_of(model* self) {
   return target;
 }
 
-// --- A drafter of its own
-// -------------------------------------------------------------------------
+// --- A drafter of its own ------------------------------------------------------------------------
 
 /// Guesses by the same table, blurred; knows the last two tokens.
 typedef struct guesser {
@@ -148,8 +146,7 @@ static int32_t observe(void* user, const int32_t* token_ids, int64_t size, const
   return TS_OK;
 }
 
-// --- Decoding
-// -------------------------------------------------------------------------------------
+// --- Decoding ------------------------------------------------------------------------------------
 
 typedef struct text {
   int32_t tokens[MAX_NEW];

@@ -161,8 +161,7 @@ struct CDraft {
   int32_t last_bias = -1, last_proposal = -1, root_token = -1;
 };
 
-// --- Equal decoders
-// -------------------------------------------------------------------------------
+// --- Equal decoders ------------------------------------------------------------------------------
 
 struct Recipe {
   std::string drafter;  // "", "ngram", "suffix", "model"
@@ -326,8 +325,7 @@ void without_options_all_is_as_in_cpp() {
                       SpeculativeDecoder(core, &suffix).generate(kPrompt));
 }
 
-// --- Stops, streams, grammars
-// ---------------------------------------------------------------------
+// --- Stops, streams, grammars --------------------------------------------------------------------
 
 /// What the callbacks of a generation saw, and where they end it.
 struct Watch {
@@ -418,8 +416,7 @@ void stops_streams_and_grammars_are_those_of_the_cpp_decoder() {
   }
 }
 
-// --- Failures
-// -------------------------------------------------------------------------------------
+// --- Failures ------------------------------------------------------------------------------------
 
 void a_failing_callback_ends_the_generation_and_the_next_one_starts_afresh() {
   const Recipe recipe{"model", "opt_tree", "", "auto", 12};
@@ -561,8 +558,7 @@ void what_the_decoder_refuses_has_the_text_of_cpp() {
         });
 }
 
-// --- Loops of one's own
-// ---------------------------------------------------------------------------
+// --- Loops of one's own --------------------------------------------------------------------------
 
 void a_drafter_drafts_for_loops_of_ones_own() {
   const Tokens text{1, 2, 3, 4, 1, 2, 3, 5, 1, 2};
@@ -596,16 +592,26 @@ void a_drafter_drafts_for_loops_of_ones_own() {
                      data.token + data.num_nodes));
     CHECK(std::equal(expected.parent.begin(), expected.parent.end(), data.parent,
                      data.parent + data.num_nodes));
+  }
+}
 
-    for (int32_t* nothing : {&options.node_budget, &options.max_depth}) {
-      const int32_t before = *nothing;
-      *nothing = 0;
-      const auto root = make<ts_tree>(ts_drafter_build, drafter.get(), builder.get(),
-                                      static_cast<const ts_sampling*>(nullptr), &options);
-      CHECK_OK(ts_tree_get_data(root.get(), &data));
-      CHECK(data.num_nodes == 1 && data.token[0] == 2);
-      *nothing = before;
-    }
+void where_nothing_could_be_drafted_the_drafter_is_not_asked() {
+  TableTarget target(kVocab, kTable);
+  CDraft draft(target);
+  draft.trap = {"draft", 1};
+  const auto drafter = make_drafter("model", draft);
+  const auto builder =
+      make<ts_builder>(ts_builder_create, "opt_tree", static_cast<const ts_options*>(nullptr));
+  for (int32_t ts_build_options::* nothing :
+       {&ts_build_options::node_budget, &ts_build_options::max_depth}) {
+    auto options = initial<ts_build_options>(ts_build_options_init);
+    options.root_token = 2;
+    options.*nothing = 0;
+    const auto root = make<ts_tree>(ts_drafter_build, drafter.get(), builder.get(),
+                                    static_cast<const ts_sampling*>(nullptr), &options);
+    auto data = sized<ts_tree_data>();
+    CHECK_OK(ts_tree_get_data(root.get(), &data));
+    CHECK(data.num_nodes == 1 && data.token[0] == 2);
   }
 }
 
@@ -706,6 +712,7 @@ int main() {
   a_failing_callback_ends_the_generation_and_the_next_one_starts_afresh();
   what_the_decoder_refuses_has_the_text_of_cpp();
   a_drafter_drafts_for_loops_of_ones_own();
+  where_nothing_could_be_drafted_the_drafter_is_not_asked();
   a_loop_of_ones_own_gives_the_text_of_the_decoder();
   decoders_run_in_threads_of_their_own();
   return 0;

@@ -23,8 +23,7 @@ using namespace treespec::test;  // NOLINT
 constexpr int32_t kVocab = 11;
 constexpr int32_t kRoot = 5;  // token of the root
 
-// --- Builders
-// -------------------------------------------------------------------------------------
+// --- Builders ------------------------------------------------------------------------------------
 
 /// Every kind of option, and every proposal mode.
 std::vector<BuilderOptions> options_to_try(const std::string& builder) {
@@ -313,54 +312,76 @@ void lists_are_ranked_and_linked_as_the_core_does() {
                   expected));
 }
 
-/// What a GPU hands over: the best of a row, ranked or not, with padding.
-void an_expander_may_give_lists_in_place_of_rows() {
-  struct Lister {
-    int32_t ranked;
-    std::vector<int32_t> token;
-    std::vector<float> logprob;
-    static int32_t expand(void* user, const ts_frontier_node*, int64_t num_nodes,
-                          ts_candidates* rows) {
-      auto* self = static_cast<Lister*>(user);
-      self->token.clear();
-      self->logprob.clear();
-      for (int64_t i = 0; i < num_nodes; ++i) {
-        const std::vector<std::pair<int32_t, float>> list =
-            self->ranked
-                ? std::vector<std::pair<int32_t, float>>{{7, -0.5f}, {2, -1.5f}, {4, -1.5f}}
-                : std::vector<std::pair<int32_t, float>>{{4, -1.5f}, {7, -0.5f}, {2, -1.5f}};
-        for (const auto& [token, logprob] : list) {
-          self->token.push_back(token);
-          self->logprob.push_back(logprob);
-        }
-        self->token.push_back(-7);  // padding
-        self->logprob.push_back(-INFINITY);
-        self->token.push_back(99);  // beyond the width
-        self->logprob.push_back(1.0f);
+/// What a GPU hands over: the best of every row, ranked or not, with padding.
+struct ListModel {
+  static constexpr int32_t kToken[3] = {7, 2, 4};
+  static constexpr float kLogprob[3] = {-0.5f, -1.5f, -1.5f};
+  /// Each node has tokens of its own.
+  static int32_t shift(int32_t index) { return 10 * index; }
+
+  static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nodes,
+                        ts_candidates* rows) {
+    auto* self = static_cast<ListModel*>(user);
+    self->token.clear();
+    self->logprob.clear();
+    for (int64_t i = 0; i < num_nodes; ++i) {
+      for (int32_t k = 0; k < 3; ++k) {
+        const int32_t at = self->ranked != 0 ? k : 2 - k;
+        self->token.push_back(kToken[at] + shift(nodes[i].index));
+        self->logprob.push_back(kLogprob[at]);
       }
-      *rows = {self->logprob.data(), self->token.data(), num_nodes, 4, 5, self->ranked, 0};
-      return TS_OK;
+      self->token.insert(self->token.end(), {-7, 99});  // padding, and beyond the width
+      self->logprob.insert(self->logprob.end(), {-INFINITY, 1.0f});
     }
-  };
-  const auto options = c_build_options(9, {4, 0, 1});
-  for (const char* name : {"opt_tree", "kary", "dyspec", "rollouts"}) {
-    const auto builder = c_builder(name, {});
-    Owned<ts_tree> tree[2];
-    for (int32_t ranked = 0; ranked < 2; ++ranked) {
-      Lister lister{ranked, {}, {}};
-      const auto source =
-          make<ts_source>(ts_expander_create, Lister::expand, static_cast<void*>(&lister));
-      tree[ranked] = make<ts_tree>(ts_tree_build, builder.get(), source.get(), &options);
-      CHECK_OK(ts_tree_check(tree[ranked].get()));
+    *rows = {self->logprob.data(), self->token.data(), num_nodes, 4, 5, self->ranked, 0};
+    return TS_OK;
+  }
+
+  int32_t ranked;
+  std::vector<int32_t> token;
+  std::vector<float> logprob;
+};
+
+class ListExpander final : public Expander {
+ public:
+  ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override {
+    tokens_.assign(static_cast<size_t>(nodes.size()), {});
+    rows_.clear();
+    for (int64_t i = 0; i < nodes.size(); ++i) {
+      auto& list = tokens_[static_cast<size_t>(i)];
+      for (const int32_t token : ListModel::kToken) {
+        list.push_back(token + ListModel::shift(nodes[i].index));
+      }
+      rows_.push_back({list.data(), ListModel::kLogprob, nullptr, 3, true});
     }
-    const auto& expected = *reinterpret_cast<const TokenTree*>(tree[0].get());
+    return rows_;
+  }
+
+ private:
+  std::vector<std::vector<int32_t>> tokens_;
+  std::vector<CandidateRow> rows_;
+};
+
+void an_expander_may_give_lists_in_place_of_rows() {
+  const RoundKey key{4, 0, 1};
+  const auto options = c_build_options(9, key);
+  for (const std::string name : {"opt_tree", "kary", "dyspec", "rollouts"}) {
+    ListExpander core;
+    TokenTree expected = build_tree(*make_builder(name), name, core, 9, key);
+    expected.token[0] = kRoot;
     CHECK(expected.num_nodes() > 3);
-    CHECK(same_tree(tree[1].get(), expected));
+    const auto builder = c_builder(name, {});
+    for (int32_t ranked = 0; ranked < 2; ++ranked) {
+      ListModel model{ranked, {}, {}};
+      const auto source =
+          make<ts_source>(ts_expander_create, ListModel::expand, static_cast<void*>(&model));
+      const auto tree = make<ts_tree>(ts_tree_build, builder.get(), source.get(), &options);
+      CHECK(same_tree(tree.get(), expected));
+    }
   }
 }
 
-// --- Masks
-// ----------------------------------------------------------------------------------------
+// --- Masks ---------------------------------------------------------------------------------------
 
 template <class T>
 void check_additive(const ts_tree* c_tree, const TokenTree& tree, DType dtype) {
@@ -401,8 +422,7 @@ void masks_and_positions_are_those_of_the_core() {
   });
 }
 
-// --- Verification
-// ---------------------------------------------------------------------------------
+// --- Verification --------------------------------------------------------------------------------
 
 /// Rows of any dtype with room between them.
 struct Rows {
@@ -618,6 +638,31 @@ void without_options_a_tree_is_verified_by_auto() {
   });
 }
 
+void auto_is_greedy_at_temperature_0() {
+  // A drawn tree without its law: above temperature 0 nothing that "auto" stands for can verify it.
+  const int32_t token[2] = {kRoot, 3}, parent[2] = {-1, 0}, offset[3] = {0, 1, 1}, draw = 1;
+  auto data = sized<ts_tree_data>();
+  data.num_nodes = 2;
+  data.token = token;
+  data.parent = parent;
+  data.draw_offset = offset;
+  data.draw = &draw;
+  data.num_draws = 1;
+  data.proposal = TS_IID;
+  const auto tree = make<ts_tree>(ts_tree_create, &data);
+  const float logits[8] = {0.0f, 1.0f, 2.0f, 3.0f, 5.0f, 1.0f, 2.0f, 3.0f};
+  const ts_rows rows{logits, TS_FLOAT32, 0, 2, 4, 4};
+  auto sampling = initial<ts_sampling>(ts_sampling_init);
+  auto processing = sized<ts_logit_options>();
+  processing.sampling = &sampling;
+  CVerdict verdict(2);
+  CHECK_FAILS(TS_INVALID_ARGUMENT, "draft_probs must be given",
+              ts_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
+  sampling.temperature = 0.0;
+  CHECK_OK(ts_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
+  CHECK(verdict.data.num_accepted == 1 && verdict.nodes[0] == 1 && verdict.data.next_token == 0);
+}
+
 void a_law_that_is_given_stands_in_for_the_trees_own() {
   Random random(6);
   int32_t differences = 0;
@@ -685,8 +730,7 @@ void rows_of_a_cache_move_as_the_core_moves_them() {
   CHECK_OK(ts_commit_kv(nullptr, 0, 0, nullptr, 0));
 }
 
-// --- Threads
-// --------------------------------------------------------------------------------------
+// --- Threads -------------------------------------------------------------------------------------
 
 void a_builder_serves_many_threads_and_each_has_its_own_error() {
   const auto builder = c_builder(
@@ -734,6 +778,7 @@ int main() {
   every_verifier_decides_as_the_core_on_probabilities();
   every_verifier_decides_as_the_core_on_logits();
   without_options_a_tree_is_verified_by_auto();
+  auto_is_greedy_at_temperature_0();
   a_law_that_is_given_stands_in_for_the_trees_own();
   a_row_is_sampled_as_the_core_does();
   rows_of_a_cache_move_as_the_core_moves_them();
