@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from treespec.export.manifest import FILE_NAME
 from treespec.targets import graph_runner, kv_slots
 from treespec.targets.base import Needs, TreeRows
 from treespec.targets.onnx import OnnxOptions, OrtSession, load_target
+from treespec.tuning import measure_costs
 
 # One or two of every proposal mode, of growths of every kind.
 BUILDERS = [
@@ -254,6 +256,19 @@ def test_streams_may_take_turns(load):
             else:
                 written[at] += piece.token_ids
     assert written == expected
+    assert_nothing_left(decoder)
+
+
+@pytest.mark.parametrize("drafter", ["causal_lm", "treeflash"])
+def test_threads_may_share_a_decoder(load, drafter):
+    builder = "opt_tree" if drafter == "causal_lm" else "dtree"
+    decoder = load("target", drafter, builder=builder, **TREE)
+    prompts = ragged_prompts((3, 21, 9, 40, 12))
+    expected = [texts(decoder, [prompt])[0] for prompt in prompts]
+    with ThreadPoolExecutor(5) as pool:
+        for _ in range(3):
+            written = pool.map(lambda prompt: texts(decoder, [prompt])[0], prompts)
+            assert list(written) == expected
     assert_nothing_left(decoder)
 
 
@@ -546,6 +561,12 @@ def test_options_of_a_cuda_provider_choose_the_gpu(monkeypatch):
     assert first == ("TensorrtExecutionProvider", {"trt_fp16_enable": True, "device_id": 1})
     assert second == ("CUDAExecutionProvider", {"device_id": 1})
     assert third == cpu
+
+
+def test_costs_are_measured_on_exported_folders(folder):
+    decoder = treespec.load(folder("target"), folder("causal_lm"), device="cpu")
+    costs = measure_costs(decoder, ragged_prompts(), rows=(1, 4), repetitions=1, max_new_tokens=8)
+    assert set(costs.target_seconds) == {1, 4}
 
 
 def test_the_command_line_runs_exported_folders(folder):

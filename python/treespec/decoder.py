@@ -22,7 +22,7 @@ from treespec.drafts.base import Drafter, DraftSettings
 from treespec.generation import Generation, Piece, RoundRecord
 from treespec.growth import UNLIMITED, grow_trees
 from treespec.stats import Clock
-from treespec.targets.base import Needs, Target, TargetStates, TreeRows
+from treespec.targets.base import Needs, Target, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class SpeculativeDecoder:
         graph: bool | str = False,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        locks = [getattr(model, "lock", None) for model in (target, drafter)]
+        self._locks = [lock for lock in locks if lock is not None]
         options = resolve_options(builder_options)
         if max_depth is not None:
             options["max_depth"] = max_depth
@@ -312,19 +314,28 @@ class SpeculativeDecoder:
         running = [g for g in generations if g.finish_reason is None]
         graph = self._serving_graph(running, on_round)
         try:
-            with clock.step("prefill"):
+            with clock.step("prefill"), self._turn():
                 self._prefill(running, graph)
             if running:
                 yield
             running = [g for g in running if g.finish_reason is None]
             with self._rounds(graph, running, clock, on_round) as play_round:
                 while running:
-                    with clock.step("other"):
+                    with clock.step("other"), self._turn():
                         play_round(running, clock)
                     yield
                     running = [g for g in running if g.finish_reason is None]
         finally:
-            self._close(generations)
+            with self._turn():
+                self._close(generations)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep other threads off models that have a lock."""
+        with ExitStack() as stack:
+            for lock in self._locks:
+                stack.enter_context(lock)
+            yield
 
     def _serving_graph(
         self, running: Sequence[Generation], on_round: OnRound | None
@@ -447,7 +458,7 @@ class SpeculativeDecoder:
         plain = _core.auto_verifier("deterministic", g.params.greedy)
         return _core.verify_logits(
             tree,
-            _in_host_memory(logits),
+            in_host_memory(logits),  # the core of this version works there
             None,
             g.row_params,
             plain if tree.num_nodes == 1 else self.verifier_name,
@@ -517,8 +528,3 @@ def _column(name: str, value: Any, prompts: Sequence[Any]) -> list[int]:
             f"got {len(values)}"
         )
     return values
-
-
-def _in_host_memory(logits: Any) -> Any:
-    """The core of this version works there."""
-    return logits if isinstance(logits, np.ndarray) else logits.cpu()

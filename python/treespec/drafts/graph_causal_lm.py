@@ -55,6 +55,7 @@ class GraphCausalLmDrafter(ExpanderDrafter[GraphCausalLmSession]):
 
     def __init__(self, session: GraphSession, target_vocab_size: int) -> None:
         self.runner, self.vocab_size = GraphRunner(session), target_vocab_size
+        self.lock = self.runner.lock
         self.max_context = session.manifest.max_context
         self._known_ids = session.manifest.vocab_size
         self._to_host = session.memory.to_host

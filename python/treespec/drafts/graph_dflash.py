@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class GraphDflashDrafter:
     def __init__(self, session: GraphSession) -> None:
         manifest = session.manifest
         self._session, self.manifest, self.block = session, manifest, block_of(manifest)
+        self.lock = RLock()
         self._in_place = manifest.cache_style == "in_place"
         self._pool = KvPool(manifest.cache, manifest.dtype, session.memory, session.capacity)
         self.needs = Needs(layers=manifest.layers)

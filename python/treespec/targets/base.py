@@ -19,6 +19,11 @@ Int32Array = npt.NDArray[np.int32]
 Array = Any
 
 
+def in_host_memory(array: Array) -> Array:
+    """The array itself, or a copy of a tensor that is on another device."""
+    return array if isinstance(array, np.ndarray) else array.cpu()
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a drafter asks of the target for every committed position.
@@ -123,7 +128,10 @@ class TreeRows:
 
 
 class Target(Protocol):
-    """The model whose distribution must be reproduced. One worker thread drives it.
+    """The model whose distribution must be reproduced.
+
+    One whose results lie in buffers that it uses again has a reentrant `lock` besides, which a
+    decoder holds for a whole round; so has a drafter.
 
     Attributes
     ----------

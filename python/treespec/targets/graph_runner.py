@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -53,10 +54,16 @@ class GraphRunner:
     ----------
     session
         The loaded graph.
+
+    Attributes
+    ----------
+    lock
+        To be held from a forward until its results have been read.
     """
 
     def __init__(self, session: GraphSession) -> None:
         self._session, self.manifest = session, session.manifest
+        self.lock = RLock()
         self._in_place = self.manifest.cache_style == "in_place"
         self.pool = KvPool(
             self.manifest.cache, self.manifest.dtype, session.memory, session.capacity

@@ -41,6 +41,7 @@ class GraphTarget:
         if manifest.role != "target":
             raise ValueError(f"load: target must be an exported target, got a {manifest.role}")
         self.manifest, self.runner = manifest, GraphRunner(session)
+        self.lock = self.runner.lock
         self.vocab_size, self.max_context = manifest.vocab_size, manifest.max_context
         self.eos_ids = manifest.eos_token_ids
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from treespec.decoder import SpeculativeDecoder
 from treespec.stats import Stats
-from treespec.targets.base import TreeRows
+from treespec.targets.base import TreeRows, in_host_memory
 from treespec.text import encode
 from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
 
@@ -139,7 +139,7 @@ def _target_seconds(
             for n, tree in trees.items():
                 start = perf_counter()
                 logits, _ = target.forward([state], [tree], needs)
-                logits[0].cpu()  # waits for the device, as a round does
+                in_host_memory(logits[0])  # waits for the device, as a round does
                 samples[n].append(perf_counter() - start)
                 target.commit([state], [np.empty(0, dtype=np.int32)])
     finally:
