@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from exported_models import exported
 from onnx_cases import TARGETS, onnx_decoder, ragged_prompts, texts, torch_decoder
 from typer.testing import CliRunner
@@ -17,8 +18,9 @@ import treespec
 from treespec import demo
 from treespec.cli import build_app
 from treespec.export.manifest import FILE_NAME
-from treespec.targets import graph_runner, kv_slots
+from treespec.targets import graph_runner, kv_slots, onnx
 from treespec.targets.base import Needs, TreeRows
+from treespec.targets.memory import DeviceMemory
 from treespec.targets.onnx import OnnxOptions, OrtSession, load_target
 from treespec.tuning import measure_costs
 
@@ -383,6 +385,31 @@ def test_a_graph_for_fixed_buffers_and_few_sequences_gives_the_same_texts(folder
     block = {"builder": "dtree", "drafter_options": {"self_test": False}, **TREE}
     decoder = treespec.load(folder("target"), folder("treeflash"), **block)
     assert texts(decoder, prompts, max_new_tokens=20) == [text[:20] for text in expected]
+
+
+@pytest.mark.parametrize("name", ["target", "target of new rows"])
+def test_buffers_in_torch_tensors_give_the_same_texts(load, name, monkeypatch):
+    """As on a GPU, but for the device: what a run returns stays where it is."""
+    prompts = ragged_prompts()
+    pairs = [(name, "causal_lm", "opt_tree")]
+    if name == "target":
+        pairs.append((name, "treeflash", "dtree"))
+    expected = texts(load(name, None), prompts, temperature=0.7)
+    monkeypatch.setattr(onnx, "_memory", lambda providers: DeviceMemory("cpu"))
+    for target, drafter, builder in pairs:
+        decoder = load(target, drafter, builder=builder, **TREE)
+        assert texts(decoder, prompts, temperature=0.7) == expected
+        state = decoder.target.open(8)
+        (row,), _ = decoder.target.prefill([state], [np.array([5])], Needs())
+        assert isinstance(row, torch.Tensor)
+        decoder.target.close(state)
+        assert_nothing_left(decoder)
+
+
+def test_without_onnx_runtime_the_error_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install 'treespec\[onnx\]'"):
+        treespec.load(folder("target"), None)
 
 
 def test_sequences_that_only_fit_without_padding_run_by_themselves(folder, monkeypatch):

@@ -97,6 +97,8 @@ class OrtSession:
         For a folder that is not complete, and providers or devices that are not there.
     NotImplementedError
         For a graph that the provider cannot run.
+    ImportError
+        Without ONNX Runtime.
     """
 
     capacity: int | None = None
@@ -114,7 +116,7 @@ class OrtSession:
         self.manifest.check_files(folder, checksums=options.check_files)
         self.providers = _providers(device, options.providers)
         self.memory = _memory(self.providers)
-        self._on_host = self.memory.device.type == "cpu"
+        self._on_host = isinstance(self.memory, HostMemory)
         if self._on_host and self.manifest.dtype == "bfloat16":
             raise NotImplementedError(
                 "load: ONNX Runtime has no bfloat16 on a CPU; export with --dtype float32, or use "
@@ -203,8 +205,7 @@ class OrtSession:
 
 def _providers(device: Any, asked: str | Sequence[Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """Names and options, of those that this ONNX Runtime has."""
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     available = onnxruntime.get_available_providers()
     kind, _, number = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (number.isdigit() or not number):
@@ -238,8 +239,7 @@ def _memory(providers: Sequence[tuple[str, dict[str, Any]]]) -> Memory:
 
 
 def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.use_deterministic_compute = True
@@ -255,6 +255,16 @@ def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
         if type(error).__name__ == "NotImplemented":
             raise NotImplementedError(message) from None
         raise ValueError(message) from None
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f"load: backend 'onnx' needs ONNX Runtime, pip install 'treespec[onnx]': {error}"
+        ) from None
+    return onnxruntime
 
 
 def _threads_of_environment() -> int:
