@@ -26,7 +26,9 @@ BlockGraph::BlockGraph(std::shared_ptr<const ExportedModel> model, int64_t batch
       runner_(model_->make_runner()),
       cache_(*runner_, manifest(), batch),
       in_place_(manifest().cache_style == CacheStyle::kInPlace),
-      used_(static_cast<size_t>(batch), 0) {}
+      used_(static_cast<size_t>(batch), 0) {
+  check_batch(*runner_, manifest(), batch);
+}
 
 int64_t BlockGraph::max_rows(int64_t wanted) const {
   const int64_t limit = runner_->limits().max_rows;
@@ -67,6 +69,7 @@ BlockGraph::Frame BlockGraph::frame(ArrayView<const BlockRequest> requests) {
     by_sequence_[static_cast<size_t>(request.sequence - frame.first)] = &request;
     frame.num_features = std::max(frame.num_features, request.num_features);
   }
+  frame.num_features = runner_->padded_rows(frame.num_features);
   return frame;
 }
 

@@ -19,9 +19,10 @@ CausalGraph::CausalGraph(std::shared_ptr<const ExportedModel> model, int64_t bat
       runner_(model_->make_runner()),
       cache_(*runner_, manifest(), batch),
       in_place_(manifest().cache_style == CacheStyle::kInPlace),
-      growable_(runner_->limits().cache_rows == 0),
       features_(features && !manifest().layers.empty()),
-      used_(static_cast<size_t>(batch), 0) {}
+      used_(static_cast<size_t>(batch), 0) {
+  check_batch(*runner_, manifest(), batch);
+}
 
 int64_t CausalGraph::max_rows(int64_t wanted) const {
   const int64_t limit = runner_->limits().max_rows;
@@ -69,6 +70,7 @@ CausalGraph::Frame CausalGraph::frame(ArrayView<const Segment> segments) {
     all_logits |= segment.all_logits;
     logit_rows_.push_back(segment.size() - 1);
   }
+  frame.num_rows = runner_->padded_rows(frame.num_rows);
   if (all_logits) {
     logit_rows_.resize(static_cast<size_t>(frame.num_rows));
     for (int64_t i = 0; i < frame.num_rows; ++i) logit_rows_[static_cast<size_t>(i)] = i;
@@ -84,9 +86,7 @@ void CausalGraph::run(ArrayView<const Segment> segments, std::vector<SegmentOutp
   int64_t rows = 0;
   for (int64_t b = 0; b < frame.count; ++b) {
     const Segment* segment = by_sequence_[static_cast<size_t>(b)];
-    const int64_t own = segment != nullptr ? segment->size() : 0;
-    rows =
-        std::max(rows, write_index(frame.first + b, segment) + (growable_ ? frame.num_rows : own));
+    rows = std::max(rows, write_index(frame.first + b, segment) + frame.num_rows);
   }
   cache_.reserve(rows);
   cache_.bind(frame.first, frame.count, frame.num_rows);

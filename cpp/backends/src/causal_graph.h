@@ -70,7 +70,6 @@ class CausalGraph {
   std::unique_ptr<GraphRunner> runner_;
   KvCache cache_;
   bool in_place_;
-  bool growable_;  // else padding may lie beyond the end, where runtimes ignore writes
   bool features_;
   std::vector<int64_t> used_;                // [batch] rows that an idle sequence may still need
   std::vector<const Segment*> by_sequence_;  // of the running frame

@@ -16,6 +16,13 @@ constexpr int64_t kBlockRows = 128;
 
 }  // namespace
 
+void check_batch(const GraphRunner& runner, const ExportManifest& manifest, int64_t batch) {
+  const int64_t limit = runner.limits().max_batch;
+  TREESPEC_CHECK(limit == 0 || batch <= limit,
+                 "ExportedModel: texts at a time must be at most the ", limit,
+                 " that the engine of '", manifest.folder, "' was built for, got ", batch);
+}
+
 KvCache::KvCache(GraphRunner& runner, const ExportManifest& manifest, int64_t batch)
     : runner_(runner),
       memory_(runner.memory()),
@@ -102,6 +109,7 @@ void KvCache::grow(int64_t capacity) {
 void KvCache::bind(int64_t first, int64_t count, int64_t num_rows) {
   const bool moved = first != bound_first_ || count != bound_count_;
   const bool resized = moved || num_rows != bound_rows_;
+  bound_count_ = 0;  // neither one nor the other if memory runs out on the way
   for (Buffer& buffer : buffers_) {
     const auto& [name, output, heads, width] = *buffer.input;
     char* rows = buffer.rows.data() + first * sequence_bytes(buffer);

@@ -13,6 +13,9 @@
 
 namespace treespec::exported {
 
+/// Throws InvalidArgument for more sequences than an engine takes.
+void check_batch(const GraphRunner& runner, const ExportManifest& manifest, int64_t batch);
+
 /// Bytes of a CacheMemory.
 class CacheBlock {
  public:

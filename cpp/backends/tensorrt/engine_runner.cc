@@ -47,6 +47,12 @@ EngineRunner::EngineRunner(const ExportManifest& manifest, const EngineFile& fil
       queue_(std::move(queue)),
       cuda_graphs_(cuda_graphs),
       scratch_(*queue_, std::max<int64_t>(engine_->scratch_bytes(), 1)) {
+  const char* axis = manifest.block ? "features" : "nodes";
+  for (const Profile& profile : file.profiles) {
+    const auto found = profile.axes.find(axis);
+    if (found != profile.axes.end()) row_sizes_.push_back(found->second.most);
+  }
+  std::sort(row_sizes_.begin(), row_sizes_.end());
   for (const CacheInput& cache : manifest.cache) {
     const std::string alias = engine_->alias_of(cache.output);
     if (alias != cache.name) {
@@ -59,16 +65,16 @@ EngineRunner::EngineRunner(const ExportManifest& manifest, const EngineFile& fil
 EngineRunner::~EngineRunner() = default;
 
 GraphLimits EngineRunner::limits() const {
-  const char* axis = manifest_.block ? "features" : "nodes";
   GraphLimits limits;
   limits.cache_rows = file_.capacity;
-  for (const Profile& profile : file_.profiles) {
-    const auto found = profile.axes.find(axis);
-    if (found != profile.axes.end()) {
-      limits.max_rows = std::max(limits.max_rows, found->second.most);
-    }
-  }
+  limits.max_rows = row_sizes_.empty() ? 0 : row_sizes_.back();
+  limits.max_batch = file_.max_batch;
   return limits;
+}
+
+int64_t EngineRunner::padded_rows(int64_t rows) const {
+  const auto size = std::lower_bound(row_sizes_.begin(), row_sizes_.end(), rows);
+  return size == row_sizes_.end() ? rows : *size;
 }
 
 EngineRunner::Tensor& EngineRunner::resized(Tensors& tensors, const char* name, ElementType type,

@@ -27,6 +27,7 @@ class EngineRunner final : public GraphRunner {
   ~EngineRunner() override;
 
   GraphLimits limits() const override;
+  int64_t padded_rows(int64_t rows) const override;
   CacheMemory& memory() override { return *queue_; }
   void* input(const char* name, ElementType type, const Shape& shape) override;
   void want(const char* name, ElementType type, const Shape& shape) override;
@@ -69,7 +70,8 @@ class EngineRunner final : public GraphRunner {
   std::shared_ptr<Engine> engine_;
   std::unique_ptr<Queue> queue_;
   bool cuda_graphs_;
-  exported::CacheBlock scratch_;  // of all contexts, since one runs at a time
+  std::vector<int64_t> row_sizes_;  // that the engine is tuned for, ascending
+  exported::CacheBlock scratch_;    // of all contexts, since one runs at a time
   Tensors inputs_, outputs_;
   Tensors unwanted_;                                   // outputs that nobody reads
   std::map<std::string, Binding, std::less<>> bound_;  // caches

@@ -42,7 +42,8 @@ struct Shape {
 /// What a graph was built for; 0: anything.
 struct GraphLimits {
   int64_t cache_rows = 0;  ///< rows of every cache, exactly
-  int64_t max_rows = 0;    ///< most rows of a forward
+  int64_t max_rows = 0;    ///< most rows of a sequence in a forward
+  int64_t max_batch = 0;   ///< most sequences of a forward
 };
 
 /// Where caches live. Calls take effect in the order of the runner's runs.
@@ -68,6 +69,8 @@ class GraphRunner {
   virtual ~GraphRunner() = default;
   virtual GraphLimits limits() const { return {}; }
   virtual CacheMemory& memory() = 0;
+  /// How many rows to run for so many: the sizes that an engine is tuned for. Caches have room.
+  virtual int64_t padded_rows(int64_t rows) const { return rows; }
 
   /// Host memory of an input, to be filled before the next run; what it held is lost.
   virtual void* input(const char* name, ElementType type, const Shape& shape) = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exported models on a fake engine: profiles, contexts, graphs, order of work, what is refused; and
-// which engine of a folder is taken.
+// Exported models on a fake engine: profiles, contexts, graphs, order of work, batches, what is
+// refused; and which engine of a folder is taken.
 #include "engine_runner.h"
 
 #include <cstdint>
@@ -20,6 +20,8 @@
 #include "engine.h"
 #include "engine_file.h"
 #include "fake_model.h"
+#include "treespec/batch_decoder.h"
+#include "treespec/error.h"
 #include "treespec/exported_model.h"
 
 namespace {
@@ -308,7 +310,9 @@ void a_run_that_recurs_is_replayed() {
   ExportedTarget target(std::make_shared<EngineModel>(target_manifest(), world));
   target.prefill(prompt(20));
   const int made = world.contexts;
-  for (const int32_t size : {5, 5, 5, 9, 5, 9}) forward(target, size, 20);
+  for (const int32_t size : {20, 5, 5, 5, 9, 30}) {
+    CHECK_EQUAL(forward(target, size, 20).num_rows, size);  // padded to 16, and to 64
+  }
   CHECK_EQUAL(world.contexts, made + 2);
   CHECK_EQUAL(world.captures, 2);
   CHECK_EQUAL(world.replays, 4);
@@ -328,19 +332,6 @@ void a_capture_that_fails_is_said_once() {
   CHECK(generate(target, nullptr, 0.0) == expected(0.0));
   CHECK_EQUAL(world.warnings.size(), 1u);
   CHECK(world.warnings[0].find("capturing failed: not permitted") != std::string::npos);
-}
-
-void contexts_are_forgotten_when_there_are_too_many() {
-  World world;
-  ExportedTarget target(std::make_shared<EngineModel>(target_manifest(), world));
-  target.prefill(prompt(20));
-  for (int32_t size = 1; size <= 64; ++size) forward(target, size, 20);
-  const int made = world.contexts;
-  forward(target, 64, 20);
-  CHECK_EQUAL(world.contexts, made);
-  forward(target, 1, 20);
-  forward(target, 2, 20);
-  CHECK_EQUAL(world.contexts, made + 2);
 }
 
 void a_run_that_fails_does_not_spoil_the_next_text() {
@@ -419,11 +410,68 @@ void sizes_that_fit_no_profile_are_refused() {
   CHECK_EQUAL(direct.runner->limits().cache_rows, 1152);
 }
 
+void contexts_of_memory_that_was_used_longest_ago_are_forgotten() {
+  Direct direct;
+  const CacheInput& cache = direct.model.manifest().cache[0];
+  const Shape shape{1, cache.heads, 1152, cache.width};
+  constexpr int64_t kPlaces = 65;  // one more than are kept
+  const int64_t bytes = shape.num_elements() * 4 + kPlaces * kAlignment;
+  char* memory = static_cast<char*>(direct.runner->memory().allocate(bytes));
+  const auto run_at = [&](int64_t place) {
+    direct.bind(cache, memory + place * kAlignment, shape);
+    direct.run(1, 0);
+  };
+  for (int64_t place = 0; place < kPlaces - 1; ++place) run_at(place);
+  run_at(0);
+  const int made = direct.world.contexts;
+  run_at(kPlaces - 1);
+  CHECK_EQUAL(direct.world.contexts, made + 1);
+  run_at(0);
+  CHECK_EQUAL(direct.world.contexts, made + 1);
+  run_at(1);
+  CHECK_EQUAL(direct.world.contexts, made + 2);
+  direct.runner->memory().release(memory);
+}
+
 void memory_that_is_not_aligned_is_refused() {
   Direct direct;
   const CacheInput& cache = direct.model.manifest().cache[0];
   direct.bind(cache, static_cast<char*>(direct.memory[0]) + 16, {1, cache.heads, 1152, 2});
   CHECK_THROWS(std::runtime_error, direct.run(1, 0));
+}
+
+// --- several texts at a time ---------------------------------------------------------------------
+
+void texts_at_a_time_are_as_good_as_alone() {
+  const std::vector<Tokens> prompts{prompt(3), prompt(400), prompt(990 - 60), prompt(170)};
+  GenerateOptions how;
+  how.max_new_tokens = 60;
+  how.sampling.temperature = 0.9;
+  DecoderOptions recipe;
+  recipe.node_budget = 9;
+  BatchOptions size;
+  size.size = 2;
+  for (const ExportManifest& manifest : drafter_manifests()) {
+    FakeState state;
+    World world, own;
+    const auto plain = std::make_shared<FakeModel>(target_manifest(), state);
+    const auto target = std::make_shared<EngineModel>(target_manifest(), world);
+    BatchDecoder decoder(target, std::make_shared<EngineModel>(manifest, own), recipe, size);
+    const auto results = decoder.generate_all(prompts, {how});
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      ExportedTarget alone(plain);
+      const SpeculativeDecoder single(alone, nullptr, recipe);
+      CHECK(results[i].token_ids == single.generate(prompts[i], how).token_ids);
+    }
+  }
+}
+
+void more_texts_at_a_time_than_the_engine_takes_are_refused() {
+  World world;
+  const auto target = std::make_shared<EngineModel>(target_manifest(), world);
+  BatchOptions size;
+  size.size = 3;
+  CHECK_THROWS(InvalidArgument, BatchDecoder(target, nullptr, {}, size));
 }
 
 // --- engines on disk -----------------------------------------------------------------------------
@@ -544,12 +592,14 @@ int main() {
   a_run_that_recurs_is_replayed();
   without_graphs_nothing_is_captured();
   a_capture_that_fails_is_said_once();
-  contexts_are_forgotten_when_there_are_too_many();
   a_run_that_fails_does_not_spoil_the_next_text();
   engines_that_do_not_write_in_place_are_refused();
   rows_behind_the_cache_are_refused();
   sizes_that_fit_no_profile_are_refused();
+  contexts_of_memory_that_was_used_longest_ago_are_forgotten();
   memory_that_is_not_aligned_is_refused();
+  texts_at_a_time_are_as_good_as_alone();
+  more_texts_at_a_time_than_the_engine_takes_are_refused();
   the_engine_that_fits_is_found();
   engines_that_do_not_fit_are_named_with_what_differs();
   of_several_engines_one_must_be_named();
