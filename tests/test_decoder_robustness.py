@@ -133,7 +133,7 @@ def test_a_wrong_setting_is_refused_at_load(options, message):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(NotImplementedError, match="backend"):
+    with pytest.raises(ValueError, match="backend must be one of auto, hf, onnx, tensorrt"):
         treespec.load(target_model("llama"), None, backend="abacus")
 
 

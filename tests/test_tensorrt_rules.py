@@ -9,7 +9,7 @@ import fake_tensorrt
 import onnx
 import onnx.parser
 import pytest
-from exported_models import EXPORTS, exported
+from exported_models import IN_PLACE, exported
 from onnx import TensorProto, helper
 
 from treespec.export.tensorrt_rules import violations
@@ -45,7 +45,7 @@ def nodes(model, kind):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (" in " in n)) for n in EXPORTS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (" in " in n)) for n in IN_PLACE]
 )
 def test_an_export_breaks_no_rule_once_its_capacity_is_fixed(name, network, tmp_path_factory):
     folder = exported(name, tmp_path_factory)

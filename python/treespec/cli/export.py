@@ -79,23 +79,25 @@ def export(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a report for programs.")] = False,
 ) -> None:
-    """Export a target, and its drafter, into a folder.
+    """Export a target, and its drafter, into a folder that runs without PyTorch.
 
-    [bold]The demo pair, and a text from it in ONNX Runtime[/bold]
+    [bold]Examples[/bold]
+
+    The demo pair, and a text from it in ONNX Runtime:
 
         treespec export --drafter demo --out demo-onnx
 
         treespec generate --target demo-onnx --drafter demo-onnx/drafter "def main():"
 
-    [bold]A drafter on the target's states[/bold]
+    A drafter on the target's states:
 
         treespec export --drafter demo:treeflash --out demo-treeflash
 
-    [bold]Models of your own[/bold]
+    Models of your own:
 
         treespec export --target ./llama --drafter ./llama-small --out llama-onnx --dtype float16
 
-    [bold]An engine for this machine's GPU, also of a folder that is there already[/bold]
+    An engine for this machine's GPU, also of a folder that is there already:
 
         treespec export --format tensorrt --out llama-onnx
 
