@@ -31,8 +31,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Of addresses that TensorRT is given, in bytes.
 ALIGNMENT = 256
 
-# Rows of a prefill forward: enough to keep a GPU busy, and a mask of some megabytes.
-DEFAULT_PREFILL_ROWS = 512
+# Rows of a prefill forward: about as many as keep the arithmetic of a GPU busy while it reads the
+# weights. Every cache has as many rows more, for padding.
+DEFAULT_PREFILL_ROWS = 256
 
 # Each tree size is a tuning of its own, and build time; a factor of four wastes little, since
 # reading the weights dominates a forward of few rows.
@@ -185,6 +186,7 @@ def engine_spec(
         profiles = default_profiles(
             manifest, max_nodes=max_nodes, max_batch=max_batch, prefill_rows=prefill_rows
         )
+    slots = manifest.block.slots if manifest.block is not None else 0
     tensorrt = load_tensorrt()
     gpu = gpu or current_gpu()
     settings = {
@@ -198,8 +200,9 @@ def engine_spec(
         dtype=manifest.dtype,
         max_context=max_context,
         max_nodes=max_nodes,
-        # Rows of padding may lie behind the last position; a block of a block drafter always does.
-        capacity=_rounded(max_context + (manifest.block.slots if manifest.block else max_nodes)),
+        # Behind the last position there is room for whatever a run is padded to: TensorRT drops a
+        # write that ends behind the cache, its real rows, too.
+        capacity=_rounded(max_context + _most_rows(profiles) + slots),
         max_batch=max_batch,
         profiles=tuple(profiles),
         settings=settings,
@@ -309,6 +312,14 @@ def engine_cache(
 ) -> EngineCache:
     """Where the engines of an exported folder are."""
     return EngineCache(Path(folder) / _ENGINES_FOLDER if cache is None else cache)
+
+
+def _most_rows(profiles: Sequence[Profile]) -> int:
+    """Of a sequence in a run."""
+    sizes = (
+        one.axes[axis][2] for one in profiles for axis in ("nodes", "features") if axis in one.axes
+    )
+    return max(sizes, default=0)
 
 
 def _rounded(rows: int) -> int:

@@ -327,7 +327,7 @@ def test_more_rows_than_the_engine_is_built_for_are_refused(tensorrt, prefilled)
 
 
 def test_a_text_longer_than_the_engine_is_built_for_is_refused(tensorrt, session):
-    target = GraphTarget(session(max_context=100, max_nodes=16))
+    target = GraphTarget(session(max_context=100, max_nodes=16, prefill_rows=16))
     assert target.max_context == 100
     with pytest.raises(ValueError, match="capacity must be at most 128"):
         target.open(129)
