@@ -160,7 +160,8 @@ def test_a_long_text_outgrows_the_first_rows_of_the_caches(generate, folder):
 def test_generations_end_threads_share_models_and_wrong_pairs_are_refused(
     style, programs, folder, tmp_path
 ):
-    run(programs / "ort_check", folder(style), tmp_path)
+    drafters = [f"{folder(style)}/{name}" for name in ("drafter", "treeflash")]
+    run(programs / "ort_check", folder(style), *drafters, tmp_path)
 
 
 def refusal(cmake_dir, folder, component, *options):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// OrtModel, OrtTarget and OrtDraft as a service uses them. Arguments: the folder of an exported
-// target, with drafters in its folders `drafter` and `treeflash`, and a folder to write to.
+// OrtModel, OrtTarget and OrtDraft as a service uses them. Arguments: folders of an exported
+// target, of an autoregressive drafter, of a block drafter that reads its features, and one to
+// write to.
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -27,11 +28,6 @@ namespace fs = std::filesystem;
 using Tokens = std::vector<int32_t>;
 
 struct Models {
-  explicit Models(const fs::path& folder)
-      : target(OrtModel::load(folder.string(), {1})),
-        causal(OrtModel::load((folder / "drafter").string(), {1})),
-        block(OrtModel::load((folder / "treeflash").string(), {1})) {}
-
   std::shared_ptr<const OrtModel> target, causal, block;
 };
 
@@ -170,12 +166,13 @@ void wrong_folders_roles_and_pairs_are_refused(const Models& models, const fs::p
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc != 3) throw std::invalid_argument("usage: ort_check FOLDER SCRATCH");
-  const Models models(argv[1]);
+  if (argc != 5) throw std::invalid_argument("usage: ort_check TARGET CAUSAL BLOCK SCRATCH");
+  const auto load = [](const char* folder) { return OrtModel::load(folder, {1}); };
+  const Models models{load(argv[1]), load(argv[2]), load(argv[3])};
   a_generation_ends_where_it_is_told_and_the_next_starts_afresh(models);
   threads_share_models(models);
   threads_share_a_batch(models);
-  wrong_folders_roles_and_pairs_are_refused(models, argv[1], argv[2]);
+  wrong_folders_roles_and_pairs_are_refused(models, argv[1], argv[4]);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "ort_check: %s\n", error.what());
