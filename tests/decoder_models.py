@@ -83,14 +83,35 @@ def reads(builder: str, drafter: Any) -> bool:
     return True
 
 
-def pairs() -> list[Any]:
+@functools.cache
+def builders_for(drafter: str) -> tuple[str, ...]:
+    """Names of the builders that read what a drafter drafts."""
+    own = drafter_object(drafter)
+    return tuple(name for name in treespec.builder_names() if reads(name, own))
+
+
+@functools.cache
+def pairs() -> tuple[Any, ...]:
     """(builder, its options, drafter name) for all pairs that fit."""
-    return [
+    return tuple(
         (builder, mode, drafter)
         for builder, mode in BUILDS
         for drafter in DRAFTER_NAMES
-        if reads(builder, drafter_object(drafter))
-    ]
+        if builder in builders_for(drafter)
+    )
+
+
+@functools.cache
+def pairs_by_kind() -> tuple[Any, ...]:
+    """Of `pairs`, one per builder, mode and kind of source: drafters of a kind take turns."""
+    chosen: list[Any] = []
+    for place, (builder, mode) in enumerate(BUILDS):
+        by_kind: dict[str, list[Any]] = {}
+        for pair in pairs():
+            if pair[:2] == (builder, mode):
+                by_kind.setdefault(drafter_object(pair[2]).source_kind, []).append(pair)
+        chosen += [of_kind[place % len(of_kind)] for of_kind in by_kind.values()]
+    return tuple(chosen)
 
 
 def pair_id(value: Any) -> str:

@@ -12,15 +12,16 @@ from decoder_models import (
     DRAFTER_NAMES,
     FOR_ANY_TARGET,
     ByteTokenizer,
+    builders_for,
     draft_model,
     drafter_object,
     pair_id,
     pairs,
+    pairs_by_kind,
     reads,
     table_pair,
     target_model,
 )
-from tiny_drafters import TINY_DRAFTERS
 from tiny_models import RECURRENT, VOCAB_SIZE, tiny_model
 
 import treespec
@@ -29,8 +30,7 @@ from treespec.decoder import SpeculativeDecoder
 
 ARCHITECTURES = ["llama", "qwen3_window", "gemma3", "gpt2", "mistral_window"]
 NEW_TOKENS = 20
-DEMO_TOKENS = 48
-PAIRS = pairs()
+DEMO_TOKENS = 32
 
 
 def prompt_of(length, seed=0):
@@ -86,10 +86,13 @@ def token_ids(results):
 
 
 def pairs_and_architectures():
-    """All of both; drafters on the target's states know nothing of its architecture: one each."""
-    for pair in PAIRS:
+    """All pairs, and all architectures with every drafter, in turns.
+
+    A drafter that is a model has the target's architecture: its pairs meet all of them.
+    """
+    for turn, pair in enumerate(pairs()):
         for place, architecture in enumerate(ARCHITECTURES):
-            if pair[2] not in TINY_DRAFTERS or place == len(pair[0]) % len(ARCHITECTURES):
+            if pair[2] == "tiny" or place == turn % len(ARCHITECTURES):
                 yield pytest.param(pair, architecture, id=f"{pair_id(pair)}-{architecture}")
 
 
@@ -108,16 +111,17 @@ def test_the_plain_greedy_text_is_hugging_faces(architecture, hf_texts):
     assert token_ids(decoder.generate(PROMPTS, max_new_tokens=NEW_TOKENS)) == hf_texts[architecture]
 
 
-@pytest.mark.parametrize("builder_and_mode", BUILDS, ids=BUILD_IDS)
-@pytest.mark.parametrize("drafter", FOR_ANY_TARGET)
-def test_the_demo_pairs_greedy_text_is_hugging_faces(demo_pair, builder_and_mode, drafter):
+def pairs_of_the_demo():
+    """Its own drafter with every builder, those without a model in turns."""
+    own = [pair for pair in pairs() if pair[2] == "demo"]
+    return [*own, *(pair for pair in pairs_by_kind() if pair[2] in ("ngram", "suffix"))]
+
+
+@pytest.mark.parametrize("pair", pairs_of_the_demo(), ids=pair_id)
+def test_the_demo_pairs_greedy_text_is_hugging_faces(demo_pair, pair):
     model, drafters, tokenizer, prompts, texts = demo_pair
-    builder, mode = builder_and_mode
+    builder, mode, drafter = pair
     options = {"tokenizer": tokenizer, "builder": builder, "builder_options": mode}
-    if not reads(builder, drafters[drafter]):
-        with pytest.raises(ValueError, match="builders that read it"):
-            treespec.load(model, drafters[drafter], **options)
-        return
     decoder = treespec.load(model, drafters[drafter], **options)
     results = decoder.generate(prompts, max_new_tokens=DEMO_TOKENS, ignore_eos=True)
     assert token_ids(results) == texts
@@ -138,7 +142,7 @@ def test_a_builder_that_cannot_read_the_drafter_names_those_that_can(builder_and
     builder, mode = builder_and_mode
     own = drafter_object(drafter)
     options = {"builder": builder, "builder_options": mode}
-    able = [name for name in treespec.builder_names() if reads(name, own)]
+    able = builders_for(drafter)
     if builder in able:
         decoder = treespec.load(target_model("llama"), own, **options)
         assert len(decoder.generate([3, 4, 3], max_new_tokens=3).token_ids) == 3
@@ -161,14 +165,21 @@ def test_a_rejection_verifier_is_greedy_at_temperature_zero(verifier, proposal, 
     assert token_ids(results) == hf_texts["llama"]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
-def test_end_of_text_stops_where_hugging_face_stops(pair, hf_texts):
-    builder, mode, drafter = pair
+@pytest.fixture(scope="module")
+def ending_model(hf_texts):
+    """A model with tokens that end a text, and Hugging Face's texts."""
     model = tiny_model("llama", torch.float64)
     # Tokens that the texts have in different places; one text may never meet them.
     model.generation_config.eos_token_id = [hf_texts["llama"][0][7], hf_texts["llama"][1][13]]
     expected = [hf_greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
     assert len(expected[0]) <= 8 and len(expected[1]) <= 14
+    return model, expected
+
+
+@pytest.mark.parametrize("pair", pairs_by_kind(), ids=pair_id)
+def test_end_of_text_stops_where_hugging_face_stops(pair, ending_model, hf_texts):
+    builder, mode, drafter = pair
+    model, expected = ending_model
     decoder = treespec.load(model, drafter_object(drafter), builder=builder, builder_options=mode)
     results = decoder.generate(PROMPTS, max_new_tokens=NEW_TOKENS)
     assert token_ids(results) == expected
@@ -254,8 +265,14 @@ BATCH_OPTIONS = {
 SEEDS, SEQUENCE_IDS = [0, 1, 2, 3, 2**63], [0, 0, 7, 1, 2**32 - 1]
 
 
-@pytest.mark.parametrize("options", BATCH_OPTIONS.values(), ids=BATCH_OPTIONS)
-@pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
+def pairs_and_batch_options():
+    """Either options of a batch, in turns."""
+    for turn, pair in enumerate(pairs_by_kind()):
+        name = list(BATCH_OPTIONS)[turn % len(BATCH_OPTIONS)]
+        yield pytest.param(pair, BATCH_OPTIONS[name], id=f"{pair_id(pair)}-{name}")
+
+
+@pytest.mark.parametrize(("pair", "options"), pairs_and_batch_options())
 def test_every_sequence_of_a_ragged_batch_equals_its_own_single_run(pair, options):
     builder, mode, drafter = pair
     model = tiny_model("qwen3_window", torch.float64)

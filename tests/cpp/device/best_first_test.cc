@@ -37,7 +37,7 @@ Tables random_tables(std::mt19937& random, int32_t most_depth, int32_t most_widt
 
 void equals_the_heap() {
   std::mt19937 random(5);
-  for (int i = 0; i < 1200; ++i) {
+  for (int i = 0; i < 500; ++i) {
     set_order(i % num_orders());
     const int32_t max_depth = below(random, 3) == 0 ? below(random, 5) : INT32_MAX;
     check_tables(random, random_tables(random, 9, 40), below(random, 80), max_depth);

@@ -180,7 +180,7 @@ void check_tensors(const OnDevice& on_device, const Case& expected) {
 
 void rows_move_as_on_the_cpu() {
   std::mt19937 random(11);
-  for (int i = 0; i < 1500; ++i) {
+  for (int i = 0; i < 700; ++i) {
     test::set_order(i % test::num_orders());
     Case example(random, i % 2 == 1);
     OnDevice on_device(example);

@@ -111,7 +111,7 @@ void check_growth(std::mt19937& random, const Recipe& recipe, Tables tables, int
 
 void equals_the_cpu_layer_by_layer() {
   std::mt19937 random(11);
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < 500; ++i) {
     set_order(i % num_orders());
     check_batch(random, random_recipe(random), {below(random, 60), 24});
   }

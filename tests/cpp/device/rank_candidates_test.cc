@@ -175,7 +175,7 @@ Case random_case(std::mt19937& random) {
 
 void equals_the_cpu_bit_for_bit() {
   std::mt19937 random(1);
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < 300; ++i) {
     test::set_order(i % test::num_orders());
     check_case(random_case(random));
   }
