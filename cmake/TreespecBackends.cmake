@@ -2,6 +2,10 @@
 # Components of the package: exported models on a runtime. They are sources, compiled in the project
 # that uses them, against the runtime it has. TREESPEC_BACKENDS_DIR is the folder of the sources.
 
+if(POLICY CMP0144)
+  cmake_policy(SET CMP0144 NEW)  # ONNXRUNTIME_ROOT is read
+endif()
+
 # A static library `treespec::<name>` of the sources in a folder.
 function(treespec_backend_library name folder)
   file(GLOB sources CONFIGURE_DEPENDS ${TREESPEC_BACKENDS_DIR}/${folder}/*.cc)
