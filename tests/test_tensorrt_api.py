@@ -61,6 +61,9 @@ trt.IProgressMonitor.phase_start(monitor, "build", None, 2)
 print(trt.IProgressMonitor.step_complete(monitor, "build", 0))
 print(trt.IProgressMonitor.step_complete(monitor, "build", 1))
 trt.IProgressMonitor.phase_finish(monitor, "build")
+tensor = trt.PluginTensorDesc()
+tensor.dims = (1, 2, 3)
+print(tuple(tensor.dims))
 sys.modules["tensorrt"] = trt
 assert to_tensorrt.load_tensorrt() is trt
 """
@@ -179,7 +182,7 @@ def test_a_class_that_the_bindings_lack_would_be_noticed(real):
     ]
 
 
-def test_the_log_and_the_monitor_derive_from_the_real_classes(bindings):
+def test_the_log_and_the_monitor_derive_from_the_real_classes_and_shapes_are_tuples(bindings):
     lines = bindings.run(_CALL_BACK).splitlines()
     assert lines == [
         "a message",
@@ -189,4 +192,5 @@ def test_the_log_and_the_monitor_derive_from_the_real_classes(bindings):
         "step build 1",
         "False",
         "finish build",
+        "(1, 2, 3)",
     ]
