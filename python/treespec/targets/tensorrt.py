@@ -42,6 +42,9 @@ _LOGITS, _FEATURES = "logits", "features"
 # cache buffers that have moved.
 _MAX_PREPARED = 32
 
+# Of a buffer.
+_LEAST_ELEMENTS = 4096
+
 
 @dataclass(frozen=True)
 class TensorRtOptions:
@@ -220,11 +223,14 @@ class TensorRtSession:
         return bound
 
     def _buffer(self, name: str, shape: Sequence[int]) -> Array:
-        """Device memory of a tensor, at the same address unless it has to grow."""
+        """Device memory of a tensor, at the same address unless it has to grow; it doubles, since
+        every move means new contexts.
+        """
         size = prod(shape)
         flat = self._buffers.get(name)
         if flat is None or flat.shape[0] < size:
-            flat = self._buffers[name] = self.memory.zeros((size,), self._loaded.dtypes[name])
+            room = 1 << max(size - 1, _LEAST_ELEMENTS - 1).bit_length()
+            flat = self._buffers[name] = self.memory.zeros((room,), self._loaded.dtypes[name])
         return flat[:size].reshape(tuple(shape))
 
     def _prepare(self, profile: int, bound: Mapping[str, Array]) -> _Prepared:
