@@ -17,7 +17,7 @@ from treespec import _core
 from treespec.builder_options import resolve_options
 from treespec.device import Trees
 from treespec.drafts.base import DraftSettings
-from treespec.growth import RoundKey, grow_trees
+from treespec.growth import Recipe, RoundKey, grow_trees
 from treespec.static.draft import StaticDrafter
 from treespec.static.ops import encode_options
 from treespec.static.plan import plan_draft
@@ -100,7 +100,8 @@ def grown_trees(
     sources = drafter.draft(sessions, DraftSettings())
     keys, many = [RoundKey()] * len(texts), len(texts)
     roots = [text[-1] for text in texts]
-    return grow_trees(builder, sources, budget, [99] * many, keys, roots, Clock())
+    recipes = [Recipe(builder, budget, 99)] * many
+    return grow_trees(recipes, sources, keys, roots, Clock())
 
 
 @pytest.mark.parametrize(("name", "options", "budget"), BUILDS)

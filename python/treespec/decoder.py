@@ -21,6 +21,7 @@ from treespec.config import AllowedTokens, SamplingParams
 from treespec.drafts.base import Drafter, DraftSettings
 from treespec.generation import Generation, Piece, RoundRecord
 from treespec.growth import UNLIMITED, grow_trees
+from treespec.planning.base import FixedPlan, Planner
 from treespec.stats import Clock
 from treespec.targets.base import Needs, Target, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
@@ -124,6 +125,11 @@ class SpeculativeDecoder:
         if drafter is not None:
             self.builder.check_source_kind(drafter.source_kind)
         self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
+        self.planner: Planner = FixedPlan(self.builder, self.node_budget)
+        self._needs = Needs()
+        if drafter is not None:
+            last_hidden = drafter.needs.last_hidden or self.planner.needs.last_hidden
+            self._needs = replace(drafter.needs, last_hidden=last_hidden)
         if drafter is not None and not target.supports_trees and builder != "chain":
             raise NotImplementedError(
                 "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
@@ -370,7 +376,7 @@ class SpeculativeDecoder:
         """
         if not running:
             return
-        budget = self.node_budget if self.drafter is not None else 0
+        budget = self.planner.max_nodes if self.drafter is not None else 0
         needs = self._needs
         for g in running:
             rows = g.capacity + budget + 1 if graph is None else g.prompt_length
@@ -387,6 +393,7 @@ class SpeculativeDecoder:
             g.stats.tokens += 1
             if self.drafter is not None:
                 self.drafter.observe(g.draft_state, verdict.tokens, None)
+                self.planner.begin(g, row, own_states)
 
     def _close(self, generations: Sequence[Generation]) -> None:
         """Free all states, also when freeing one of them raises."""
@@ -402,10 +409,11 @@ class SpeculativeDecoder:
 
     def _round(self, running: Sequence[Generation], clock: Clock, on_round: OnRound | None) -> None:
         """The six steps, over all running sequences. Nothing is committed before the last."""
+        drafting = [] if self.drafter is None else self.planner.drafting(running)
         with clock.step("draft"):
-            sources = self._draft(running, clock)
+            sources = self._draft(drafting, clock)
         with clock.step("build"):
-            trees = self._build(running, sources, clock)
+            trees = self._build(running, drafting, sources, clock)
         with clock.step("mask"):
             rows = [TreeRows(tree.token, tree.parent, tree.depth) for tree in trees]
         with clock.step("target"):
@@ -417,6 +425,8 @@ class SpeculativeDecoder:
                 self._verify(g, tree, row)
                 for g, tree, row in zip(running, trees, logits, strict=True)
             ]
+        if self.drafter is not None:
+            self.planner.learn(running, trees, verdicts, logits, states)
         positions = [g.length - 1 for g in running]
         with clock.step("commit"):
             self._commit(running, trees, verdicts, states, clock)
@@ -424,9 +434,8 @@ class SpeculativeDecoder:
             for g, tree, verdict, position in zip(running, trees, verdicts, positions, strict=True):
                 on_round(RoundRecord(tree, verdict, position, g.place))
 
-    def _draft(self, running: Sequence[Generation], clock: Clock) -> list[Any]:
-        """One source per sequence that can still use one."""
-        drafting = self._drafting(running)
+    def _draft(self, drafting: Sequence[Generation], clock: Clock) -> list[Any]:
+        """One source per sequence that wants one."""
         if self.drafter is None or not drafting:
             return []
         if self.drafter.source_kind in _ONE_PASS:
@@ -435,23 +444,24 @@ class SpeculativeDecoder:
         return self.drafter.draft([g.draft_state for g in drafting], settings)
 
     def _build(
-        self, running: Sequence[Generation], sources: Sequence[Any], clock: Clock
+        self,
+        running: Sequence[Generation],
+        drafting: Sequence[Generation],
+        sources: Sequence[Any],
+        clock: Clock,
     ) -> list[TokenTree]:
         """One tree per sequence; a root alone where nothing was drafted."""
-        drafting = self._drafting(running)
         trees = {g.place: _core.root_tree(g.root) for g in running}
         if sources:
             grown = grow_trees(
-                self.builder,
+                self.planner.recipes(drafting, sources),
                 sources,
-                self.node_budget,
-                [g.useful_depth for g in drafting],
                 [g.key for g in drafting],
                 [g.root for g in drafting],
                 clock,
             )
             trees.update({g.place: tree for g, tree in zip(drafting, grown, strict=True)})
-        return [trees[g.place] for g in running]
+        return self.planner.cut(running, [trees[g.place] for g in running])
 
     def _verify(self, g: Generation, tree: TokenTree, logits: Any) -> Verdict:
         # A root alone has nothing to verify: the plain draw keeps the text independent of the tree.
@@ -494,13 +504,6 @@ class SpeculativeDecoder:
                 self.drafter.observe(g.draft_state, g.tokens[-len(nodes) :], own_states.rows(nodes))
 
     # --- small helpers -------------------------------------------------------------------------
-
-    @property
-    def _needs(self) -> Needs:
-        return self.drafter.needs if self.drafter is not None else Needs()
-
-    def _drafting(self, running: Sequence[Generation]) -> list[Generation]:
-        return [g for g in running if g.useful_depth > 0 and self.node_budget > 0]
 
     def _draft_settings(self, params: SamplingParams) -> DraftSettings:
         """The same for every sequence and round, so that batch mates do not shape a draft."""

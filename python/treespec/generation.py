@@ -92,6 +92,7 @@ class Generation:
         self.finish_reason: str | None = None if params.max_new_tokens else "length"
         self.target_state: Any = None
         self.draft_state: Any = None
+        self.plan_state: Any = None
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:

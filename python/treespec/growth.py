@@ -25,6 +25,22 @@ class RoundKey(NamedTuple):
 _DEFAULT_KEY = RoundKey()
 
 
+class Recipe(NamedTuple):
+    """How one tree is grown.
+
+    Attributes
+    ----------
+    builder
+        Its options included.
+    node_budget, max_depth
+        Most drafted nodes, and the deepest of them.
+    """
+
+    builder: _core.TreeBuilder
+    node_budget: int
+    max_depth: int = UNLIMITED
+
+
 def source_kind(source: Any) -> str:
     """The name of a source's kind; raises TypeError for what is no source."""
     if isinstance(source, _core.CandidateSource):
@@ -47,19 +63,18 @@ def grow_tree(
     root_token: int = 0,
 ) -> _core.TokenTree:
     """Grow one tree from one source."""
-    return grow_trees(builder, [source], node_budget, [max_depth], [key], [root_token], Clock())[0]
+    recipe = Recipe(builder, node_budget, max_depth)
+    return grow_trees([recipe], [source], [key], [root_token], Clock())[0]
 
 
 def grow_trees(
-    builder: _core.TreeBuilder,
+    recipes: Sequence[Recipe],
     sources: Sequence[Any],
-    node_budget: int,
-    max_depths: Sequence[int],
     keys: Sequence[RoundKey],
     root_tokens: Sequence[int],
     clock: Clock,
 ) -> list[_core.TokenTree]:
-    """Grow one tree per source.
+    """Grow one tree per source, all of one kind.
 
     Expanders grow in lock-step: each pass hands the frontiers of all unfinished trees over
     together, in one call of ``expand_together`` where the expander's class has it. Time inside
@@ -68,17 +83,18 @@ def grow_trees(
     Raises
     ------
     ValueError
-        If the builder cannot read a source; names the builders that can.
+        If a builder cannot read its source; names the builders that can.
     """
-    for source in sources:
-        builder.check_source_kind(source_kind(source))
+    for recipe, source in zip(recipes, sources, strict=True):
+        recipe.builder.check_source_kind(source_kind(source))
     if isinstance(sources[0], _core.CandidateSource):
         return [
-            builder.build(source, node_budget, depth, *key, root)
-            for source, depth, key, root in zip(sources, max_depths, keys, root_tokens, strict=True)
+            recipe.builder.build(source, recipe.node_budget, recipe.max_depth, *key, root)
+            for recipe, source, key, root in zip(recipes, sources, keys, root_tokens, strict=True)
         ]
     growths = [
-        builder.begin(node_budget, depth, *key) for depth, key in zip(max_depths, keys, strict=True)
+        recipe.builder.begin(recipe.node_budget, recipe.max_depth, *key)
+        for recipe, key in zip(recipes, keys, strict=True)
     ]
     _supply_all(growths, sources, root_tokens, clock)
     return [growth.finish(root) for growth, root in zip(growths, root_tokens, strict=True)]

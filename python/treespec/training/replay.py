@@ -18,7 +18,7 @@ import numpy as np
 from treespec import _core
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.base import Drafter, DraftSettings
-from treespec.growth import UNLIMITED, RoundKey, grow_trees
+from treespec.growth import UNLIMITED, Recipe, RoundKey, grow_trees
 from treespec.stats import Clock, Stats
 from treespec.targets.base import Needs, TargetStates
 from treespec.training.data import Int32Array, Sample
@@ -165,7 +165,7 @@ def replay(
     spare
         Tokens at the end of a text at which no round begins, so that the last one is not cut short.
     """
-    builder = _core.TreeBuilder(tree.builder, **tree.options)
+    recipe = Recipe(_core.TreeBuilder(tree.builder, **tree.options), tree.node_budget)
     settings = DraftSettings(
         max_depth=min(int(tree.options.get("max_depth", UNLIMITED)), tree.node_budget),
         node_budget=tree.node_budget,
@@ -174,10 +174,9 @@ def replay(
     clock = Clock()
     while running := [walk for walk in walks if walk.position < walk.end]:
         sources = drafter.draft([walk.session for walk in running], settings)
-        depths = [UNLIMITED] * len(running)
         keys = [RoundKey(position=walk.position) for walk in running]
         roots = [walk.root for walk in running]
-        trees = grow_trees(builder, sources, tree.node_budget, depths, keys, roots, clock)
+        trees = grow_trees([recipe] * len(running), sources, keys, roots, clock)
         for walk, grown in zip(running, trees, strict=True):
             walk.accept(grown)
     for walk in walks:
