@@ -306,6 +306,7 @@ class SpeculativeDecoder::Run {
     ++stats_.rounds;
     stats_.emitted_tokens += static_cast<int64_t>(num_emitted);
     stats_.drafted_nodes += tree.num_nodes() - 1;
+    stats_.predicted_accepted += expected_acceptance(tree);
     const size_t num_accepted = std::min(num_emitted, verdict.accepted_nodes.size());
     for (size_t i = 0; i < num_accepted; ++i) {
       count_at(stats_.accepted_by_depth, i);

@@ -20,6 +20,10 @@ std::string_view step_name(Step step) {
   return kNames[static_cast<int>(step)];
 }
 
+int64_t Stats::accepted_nodes() const {
+  return std::accumulate(accepted_by_depth.begin(), accepted_by_depth.end(), int64_t{0});
+}
+
 double Stats::round_seconds() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
 
 double Stats::tokens_per_second() const {
@@ -31,6 +35,7 @@ Stats& Stats::operator+=(const Stats& other) {
   rounds += other.rounds;
   emitted_tokens += other.emitted_tokens;
   drafted_nodes += other.drafted_nodes;
+  predicted_accepted += other.predicted_accepted;
   add(accepted_by_depth, other.accepted_by_depth);
   add(accepted_by_rank, other.accepted_by_rank);
   prefill_seconds += other.prefill_seconds;

@@ -274,4 +274,8 @@ double expected_acceptance(const TokenTree& tree) {
   return shared::from_raw_fixed(total);
 }
 
+int32_t max_depth(const TokenTree& tree) {
+  return tree.depth.empty() ? 0 : *std::max_element(tree.depth.begin(), tree.depth.end());
+}
+
 }  // namespace treespec

@@ -126,6 +126,7 @@ only). `draft_probs`: [N, V] rows the first child of each node was drawn from.)"
                              "[N, V] float32 rows, or None for a tree without draws")
       .def_property_readonly("expected_acceptance", &expected_acceptance,
                              "Sum over drafted nodes of exp(path_logprob) (OPT-Tree, 2024, 3.1).")
+      .def_property_readonly("max_depth", &max_depth, "Depth of the deepest node; 0 for a root.")
       .def(
           "with_root",
           [](TokenTree t, int32_t token) {

@@ -49,6 +49,11 @@ void check_stats(const GenerateResult& result) {
     return std::accumulate(counts.begin(), counts.end(), int64_t{0});
   };
   CHECK_EQUAL(sum(stats.accepted_by_depth), sum(stats.accepted_by_rank));
+  CHECK_EQUAL(stats.accepted_nodes(), sum(stats.accepted_by_depth));
+  CHECK_EQUAL(stats.wasted_nodes(), stats.drafted_nodes - stats.accepted_nodes());
+  CHECK(stats.wasted_nodes() >= 0);
+  CHECK(stats.predicted_accepted >= 0.0);
+  CHECK(stats.predicted_accepted <= static_cast<double>(stats.drafted_nodes));
   CHECK(sum(stats.accepted_by_depth) <= stats.emitted_tokens);
   CHECK(stats.emitted_tokens <= stats.rounds + sum(stats.accepted_by_depth));
   CHECK(std::is_sorted(stats.accepted_by_depth.rbegin(), stats.accepted_by_depth.rend()));
@@ -91,6 +96,22 @@ void greedy_speculative_text_equals_plain_greedy() {
     CHECK(result.stats.block_efficiency() > 1.2);
     check_stats(result);
   });
+}
+
+void an_exact_drafter_keeps_its_promises() {
+  Stats stats;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    TableTarget target(kVocab, kTable);
+    NoisyDraft draft(target, 0.0);
+    GenerateOptions options;
+    options.seed = seed;
+    options.max_new_tokens = 60;
+    const SpeculativeDecoder decoder(target, &draft, recipe("opt_tree"));
+    stats += decoder.generate(kPrompt, options).stats;
+  }
+  CHECK(stats.accepted_nodes() > 2000);  // enough for a bound of three standard errors
+  const double kept = static_cast<double>(stats.accepted_nodes()) / stats.predicted_accepted;
+  CHECK(kept > 0.95 && kept < 1.05);
 }
 
 void sampled_target_only_text_equals_plain_sampling() {
@@ -395,6 +416,7 @@ void a_draft_outside_the_vocabulary_never_reaches_the_target() {
 
 int main() {
   greedy_speculative_text_equals_plain_greedy();
+  an_exact_drafter_keeps_its_promises();
   sampled_target_only_text_equals_plain_sampling();
   recursive_rejection_has_the_target_law();
   stop_tokens_cut_where_plain_decoding_stops();

@@ -22,6 +22,9 @@ struct Stats {
   int64_t emitted_tokens =
       0;                      ///< tokens emitted by rounds; the first one, from the prefill, is not
   int64_t drafted_nodes = 0;  ///< nodes below the root, over all trees
+  /// Drafted nodes that the drafts' own scores promised to be accepted: sum of
+  /// `expected_acceptance`, over whole trees, also where a stop condition cuts a path.
+  double predicted_accepted = 0.0;
   std::vector<int64_t> accepted_by_depth;  ///< [d - 1]: rounds that accepted a node of depth d
   std::vector<int64_t> accepted_by_rank;   ///< [r]: accepted nodes that are the r-th child drawn
   double prefill_seconds = 0.0;            ///< target prefill, `DraftModel::begin`, first token
@@ -32,6 +35,10 @@ struct Stats {
   double block_efficiency() const {
     return rounds == 0 ? 0.0 : static_cast<double>(emitted_tokens) / static_cast<double>(rounds);
   }
+  /// Drafted nodes that were emitted.
+  int64_t accepted_nodes() const;
+  /// Drafted nodes that the target computed for nothing.
+  int64_t wasted_nodes() const { return drafted_nodes - accepted_nodes(); }
   /// Wall time of all rounds.
   double round_seconds() const;
   /// Tokens of rounds per second of rounds, 0 before the first round.

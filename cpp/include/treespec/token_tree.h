@@ -78,4 +78,7 @@ void require_sound(const char* who, const TokenTree& tree);
 /// Source: OPT-Tree (Wang et al., 2024, arXiv 2406.17276), section 3.1.
 double expected_acceptance(const TokenTree& tree);
 
+/// Depth of the deepest node; 0 for a root alone.
+int32_t max_depth(const TokenTree& tree);
+
 }  // namespace treespec

@@ -47,6 +47,11 @@ class TokenTree:
         Sum over drafted nodes of exp(path_logprob) (OPT-Tree, 2024, 3.1).
         """
     @property
+    def max_depth(self) -> int:
+        """
+        Depth of the deepest node; 0 for a root.
+        """
+    @property
     def num_nodes(self) -> int:
         """
         Root and drafted nodes.
