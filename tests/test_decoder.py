@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -522,6 +524,9 @@ def test_statistics_and_records_say_what_was_emitted(builder_and_mode, temperatu
         assert stats.accepted == accepted
         assert stats.accepted == sum(stats.accepted_by_depth) == sum(stats.accepted_by_rank)
         assert stats.drafted_nodes == sum(len(r.tree) - 1 for r in own)
+        assert stats.shapes == Counter((len(r.tree) - 1, int(r.tree.depth.max())) for r in own)
+        promised = sum(np.exp(r.tree.path_logprob[1:].astype(float)).sum() for r in own)
+        assert stats.predicted_accepted == pytest.approx(promised)
         assert stats.rounds - 1 <= stats.tokens - 1 - stats.accepted <= stats.rounds
         for counts, (offered, hit) in (
             ((stats.offered_by_depth, stats.accepted_by_depth), depth),

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,9 @@ def test_something_is_accepted_and_counted_as_ever() -> None:
     assert own.rounds == stepped.rounds < 50
     assert 0 <= own.accepted - stepped.accepted <= 1
     assert own.accepted > 10
+    assert sum(own.shapes.values()) == own.rounds
+    assert 0 <= sum((Counter(own.shapes) - Counter(stepped.shapes)).values()) <= 2
+    assert own.predicted_accepted == pytest.approx(stepped.predicted_accepted, rel=0.05)
     for field in ("offered_by_depth", "accepted_by_depth", "accepted_by_rank"):
         pairs = zip(getattr(own, field), getattr(stepped, field), strict=True)
         assert all(0 <= one - other <= 1 for one, other in pairs)

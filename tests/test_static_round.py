@@ -263,6 +263,9 @@ def test_results_say_what_was_emitted() -> None:
             assert result.tokens.tolist() == tokens_after.tolist()
             assert len(result.accepted_nodes) == len(result.tokens) - 1
             assert result.parent[0] == -1 and (result.parent[1:] >= 0).all()
+            depth = _core.TokenTree([0] * len(result.parent), parent=result.parent).depth
+            assert result.max_depth == depth.max()
+            assert 0 < result.expected_acceptance <= len(result.parent) - 1
             path = [0, *result.accepted_nodes.tolist()]
             assert [result.parent[node] for node in path[1:]] == path[:-1]
             accepted += len(result.accepted_nodes)

@@ -1055,7 +1055,7 @@ def test_replay_accepts_what_decoding_accepts(name: str, temperature: float) -> 
         for one in counted:
             emitted = np.asarray(one.verdict.tokens)
             np.testing.assert_array_equal(emitted, ids[one.position + 1 :][: len(emitted)])
-            stats.count_round(one.tree.parent, one.verdict.accepted_nodes, len(emitted))
+            stats.count_round(one.tree, one.verdict.accepted_nodes, len(emitted))
         end = counted[-1].position + 1 + counted[-1].verdict.num_accepted
         reached.append((end - start) / len(counted))
     assert found.block_efficiency == pytest.approx(reached)

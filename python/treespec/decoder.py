@@ -494,7 +494,7 @@ class SpeculativeDecoder:
         kept = []
         for g, tree, verdict in zip(running, trees, verdicts, strict=True):
             emitted = g.append(verdict.tokens)
-            g.stats.count_round(tree.parent, verdict.accepted_nodes, emitted)
+            g.stats.count_round(tree, verdict.accepted_nodes, emitted)
             kept.append(np.array([0, *verdict.accepted_nodes[: emitted - 1]], dtype=np.int32))
         self.target.commit([g.target_state for g in running], kept)
         if self.drafter is None:

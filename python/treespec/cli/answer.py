@@ -50,9 +50,7 @@ def stream_answer(
     partial = Stats()  # what an interrupted answer shows; the decoder reports only whole ones
 
     def on_round(record: RoundRecord) -> None:
-        partial.count_round(
-            record.tree.parent, record.verdict.accepted_nodes, len(record.verdict.tokens)
-        )
+        partial.count_round(record.tree, record.verdict.accepted_nodes, len(record.verdict.tokens))
         verdicts.append(record.verdict)
 
     colored = color_accepted and _colors_wanted()

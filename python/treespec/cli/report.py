@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BAR_WIDTH = 24
 DERIVED = (
     "block_efficiency",
+    "wasted_nodes",
+    "wasted_share",
+    "rounds_by_kind",
     "share_outside_models",
     "total_seconds",
     "tokens_per_second",
@@ -33,6 +36,10 @@ DERIVED = (
 def stats_dict(stats: Stats) -> dict[str, Any]:
     """Return the statistics, fields and ratios alike, as plain JSON values."""
     values = dataclasses.asdict(stats)
+    values["shapes"] = [
+        {"nodes": nodes, "depth": depth, "rounds": rounds}
+        for (nodes, depth), rounds in sorted(stats.shapes.items())
+    ]
     values.update({name: getattr(stats, name) for name in DERIVED})
     return {name: _plain(value) for name, value in values.items()}
 
@@ -76,6 +83,9 @@ def _headline(stats: Stats) -> Text:
         line.append(f"   {stats.block_efficiency:.2f} tokens per target forward", style="bold")
         line.append(f"\n{stats.rounds} rounds, {stats.drafted_nodes} nodes drafted", style="dim")
         line.append(f", {stats.accepted} accepted, {stats.draft_calls} drafter calls", style="dim")
+        if stats.drafted_nodes:
+            line.append(f"\n{stats.wasted_share:.0%} of the nodes wasted", style="dim")
+            line.append(f", {stats.predicted_accepted:.1f} accepted predicted", style="dim")
     return line
 
 

@@ -242,7 +242,7 @@ class GraphRun:
             result = state.read_results(results, place)
             self._lengths[place] += len(result.tokens)
             emitted = g.append(result.tokens)
-            g.stats.count_round(result.parent, result.accepted_nodes, emitted)
+            g.stats.count_round(result, result.accepted_nodes, emitted)
         active = [g.finish_reason is None for g in self._generations]
         if active != self._active:
             self._active = active

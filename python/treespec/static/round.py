@@ -19,6 +19,7 @@ from treespec.static.kv import StaticKv
 from treespec.static.runner import StaticRunner
 
 OPS = torch.ops.treespec
+_HEADS = 5  # numbers in front of the lists of a result: nodes, accepted, status, depth, expectation
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ class RoundResult(NamedTuple):
 
     Attributes
     ----------
-    parent
-        ``[N]`` int32, of the verified tree.
+    parent, max_depth, expected_acceptance
+        Of the verified tree: ``[N]`` int32, the depth of its deepest node, and the sum of the path
+        probabilities of its drafted nodes.
     accepted_nodes
         ``[a]`` int32, root excluded.
     tokens
@@ -93,6 +95,8 @@ class RoundResult(NamedTuple):
     """
 
     parent: npt.NDArray[np.int32]
+    max_depth: int
+    expected_acceptance: float
     accepted_nodes: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int32]
 
@@ -114,7 +118,7 @@ class RoundState:
     params, seed, sequence_id
         ``[B, 7]`` float64, ``[B]`` int64, ``[B]`` int64.
     results
-        ``[B, 3 + 2 C + M]`` int32: what the host reads after a round, see `read_results`.
+        ``[B, 5 + 2 C + M]`` int32: what the host reads after a round, see `read_results`.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class RoundState:
         self.draft_length = zeros(batch)
         self.params = zeros(batch, 7, dtype=torch.float64)
         self.seed, self.sequence_id = (zeros(batch, dtype=torch.int64) for _ in range(2))
-        self.results = zeros(batch, 3 + 2 * max_tokens + max_nodes)
+        self.results = zeros(batch, _HEADS + 2 * max_tokens + max_nodes)
 
     def start(self, sequences: Sequence[SequenceStart]) -> None:
         """Write B sequences, whose keys and values are loaded but for those of their roots."""
@@ -170,10 +174,16 @@ class RoundState:
 
     def read_results(self, results: npt.NDArray[np.int32], place: int) -> RoundResult:
         """One sequence's result out of a host copy of `results`."""
-        num_nodes, num_accepted, _status = results[place, :3].tolist()
-        path, tokens, parent = np.split(results[place, 3:], [self.max_tokens, 2 * self.max_tokens])
+        num_nodes, num_accepted, _status, max_depth, _ = results[place, :_HEADS].tolist()
+        expected = results[place, _HEADS - 1 : _HEADS].view(np.float32)
+        lists = results[place, _HEADS:]
+        path, tokens, parent = np.split(lists, [self.max_tokens, 2 * self.max_tokens])
         return RoundResult(
-            parent[:num_nodes], path[1 : num_accepted + 1], tokens[: num_accepted + 1]
+            parent[:num_nodes],
+            max_depth,
+            float(expected[0]),
+            path[1 : num_accepted + 1],
+            tokens[: num_accepted + 1],
         )
 
     @staticmethod
@@ -254,8 +264,18 @@ def _commit(state: RoundState, trees: Trees, verdicts: Verdicts, status: torch.T
     state.num_pending.copy_(torch.where(active, count, state.num_pending))
     state.prefix_length.add_(count)
     used = status * state.active  # what ran along without being used cannot fail
-    heads = torch.stack([trees.num_nodes, verdicts.num_accepted, used], 1)
+    heads = torch.stack([trees.num_nodes, verdicts.num_accepted, used, *_outline(trees)], 1)
     state.results.copy_(torch.cat([heads, verdicts.nodes, tokens, trees.parent], 1))
+
+
+def _outline(trees: Trees) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[B]``, ``[B]`` int32: depth of the trees, and the bits of their expected acceptance."""
+    places = torch.arange(trees.depth.shape[1], device=trees.depth.device)
+    absent = places >= trees.num_nodes[:, None]
+    depth = trees.depth.masked_fill(absent, 0).amax(1)
+    absent[:, 0] = True  # the root is not drafted
+    expected = trees.path_logprob.exp().masked_fill(absent, 0.0).sum(1)
+    return depth, expected.float().view(torch.int32)
 
 
 def _emitted(trees: Trees, verdicts: Verdicts) -> torch.Tensor:

@@ -134,7 +134,7 @@ class _Walk:
         """Follow the text through a tree, and go on behind what was in it."""
         path = self._path(tree)
         first, last = self.position, self.position + len(path)
-        self.stats.count_round(tree.parent, np.array(path, dtype=np.int32), len(path) + 1)
+        self.stats.count_round(tree, np.array(path, dtype=np.int32), len(path) + 1)
         self.position = last + 1
         if self.position < self.end:
             ids = self.tokens[first + 1 : last + 2]
