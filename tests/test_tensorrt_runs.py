@@ -281,6 +281,21 @@ def test_a_capture_that_fails_is_said_once_and_runs_go_on(tensorrt, prefilled, c
     assert said == ["TensorRT runs without CUDA graphs, capturing failed: operation not permitted"]
 
 
+def test_prepared_shapes_are_forgotten_when_there_are_too_many(tensorrt, prefilled, monkeypatch):
+    monkeypatch.setattr(backend, "_MAX_PREPARED", 2)
+    target, sequence = prefilled()
+    forward(target, sequence, 32)  # a buffer that grows moves, and needs new contexts anyway
+    made = tensorrt.contexts
+    for count in (1, 9, 1, 20):  # the one used longest ago goes
+        forward(target, sequence, count)
+    assert tensorrt.contexts == made + 3
+    forward(target, sequence, 1)
+    assert tensorrt.contexts == made + 3
+    forward(target, sequence, 9)
+    assert tensorrt.contexts == made + 4
+    assert len(target.runner._session._prepared) == 2
+
+
 def test_sessions_of_one_engine_share_its_weights(tensorrt, session):
     first, second = session(), session()
     assert tensorrt.deserialized == 1
