@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from exported_models import exported
 from filelock import FileLock
 from installed_package import IS_EDITABLE, ROOT, run
 
@@ -354,6 +355,21 @@ def test_the_text_is_the_same_with_any_drafter_and_tree(folder, server, options)
         assert other.text(**{**fields, "temperature": 0}) == (
             server.text(**{**fields, "temperature": 0})
         )
+
+
+@pytest.mark.slow
+def test_a_drafter_on_the_targets_states_gives_the_same_text(folder, plain, tmp_path_factory):
+    """A target that puts out the features which its drafter reads, and the tokenizer beside it."""
+    export, pair = exported("demo", tmp_path_factory), tmp_path_factory.mktemp("pair")
+    for path in (*export.iterdir(), *(folder / "demo").glob("openvino_*")):
+        (pair / path.name).symlink_to(path)
+    options = ["--drafter", pair / "treeflash", "--builder", "dtree", "--nodes", "16"]
+    with serving(folder, *options, model=pair) as running:
+        for seed, prompt in enumerate(PROMPTS[:3]):
+            settings = {"temperature": 0.7, "seed": seed}
+            answer = running.complete(prompt=prompt, max_tokens=40, **settings)
+            assert answer["choices"][0]["text"] == expected_text(plain, prompt, 40, **settings)
+            assert answer["speculation"]["tokens_per_forward"] > 1.3
 
 
 # --- many clients ---------------------------------------------------------------------------------
