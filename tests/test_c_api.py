@@ -26,7 +26,7 @@ HEADER = (INCLUDE / "treespec/treespec_c.h").read_text()
 PAGE = (ROOT / "docs/c_api.md").read_text(encoding="utf-8")
 ABI = int(re.search(r"define TREESPEC_C_ABI_VERSION (\d+)", HEADER).group(1))
 NAME = f"libtreespec_c.so.{ABI}"
-DECLARED = set(re.findall(r"\b(ts_\w+)\(", re.sub(r"//.*|typedef.*?;", "", HEADER)))
+DECLARED = set(re.findall(r"\b(treespec_\w+)\(", re.sub(r"//.*|typedef.*?;", "", HEADER)))
 PACKAGE = Path(treespec.__file__).resolve().parent
 IS_EDITABLE = PACKAGE == ROOT / "python/treespec"
 NO_LIBRARY = "an editable install has no C library, and TREESPEC_BUILD_DIR names no build"
@@ -89,9 +89,9 @@ def test_the_library_needs_neither_python_nor_torch_nor_cuda(path):
 
 def test_versions_are_those_of_header_and_package(path):
     library = ctypes.CDLL(str(path))
-    library.ts_version.restype = ctypes.c_char_p
-    assert library.ts_abi_version() == ABI
-    assert library.ts_version().decode() == treespec.__version__
+    library.treespec_version.restype = ctypes.c_char_p
+    assert library.treespec_abi_version() == ABI
+    assert library.treespec_version().decode() == treespec.__version__
 
 
 # --- ctypes ---------------------------------------------------------------------------------------
@@ -205,26 +205,26 @@ def generate(library, model, drafter, seed):
 
     options = GenerateOptions()
     size = SIZE(ctypes.sizeof(options))
-    assert library.ts_generate_options_init(ctypes.byref(options), size) == 0
+    assert library.treespec_generate_options_init(ctypes.byref(options), size) == 0
     options.max_new_tokens, options.seed, options.on_tokens = 40, seed, COMMIT(receive)
     prompt = (I32 * 3)(1, 2, 3)
     target = ctypes.byref(model.target)
-    create = library.ts_decoder_create
+    create = library.treespec_decoder_create
     assert create(target, drafter, None, ctypes.byref(decoder)) == 0
-    status = library.ts_decoder_generate(
+    status = library.treespec_decoder_generate(
         decoder, prompt, I64(3), ctypes.byref(options), ctypes.byref(result)
     )
-    assert status == 0, ctypes.c_char_p(library.ts_last_error()).value
-    library.ts_result_free(result)
-    library.ts_decoder_free(decoder)
+    assert status == 0, ctypes.c_char_p(library.treespec_last_error()).value
+    library.treespec_result_free(result)
+    library.treespec_decoder_free(decoder)
     return tokens
 
 
 def test_a_model_in_python_decodes_through_ctypes(path, rng):
     library, model = ctypes.CDLL(str(path)), LinearModel(rng)
-    library.ts_last_error.restype = POINTER
+    library.treespec_last_error.restype = POINTER
     drafter = POINTER()
-    assert library.ts_suffix_drafter_create(None, ctypes.byref(drafter)) == 0
+    assert library.treespec_suffix_drafter_create(None, ctypes.byref(drafter)) == 0
     for seed in range(4):
         plain = generate(library, model, None, seed)
         assert len(plain) == 40
@@ -241,7 +241,7 @@ def test_a_model_in_python_decodes_through_ctypes(path, rng):
             )
             text.append(verdict.next_token)
         assert plain == text[3:]
-    library.ts_drafter_free(drafter)
+    library.treespec_drafter_free(drafter)
 
 
 # --- The page -------------------------------------------------------------------------------------

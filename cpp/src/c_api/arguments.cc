@@ -21,27 +21,29 @@ void check_row_stride(const char* who, const char* name, int64_t num_rows, int64
                  " and fit memory, got ", row_stride);
 }
 
-DType dtype_of(const char* who, ts_dtype dtype) {
-  TREESPEC_CHECK(dtype >= TS_FLOAT32 && dtype <= TS_BFLOAT16, who,
-                 ": dtype must be TS_FLOAT32 (0), TS_FLOAT64 (1), TS_FLOAT16 (2) or TS_BFLOAT16 "
+DType dtype_of(const char* who, treespec_dtype dtype) {
+  TREESPEC_CHECK(dtype >= TREESPEC_FLOAT32 && dtype <= TREESPEC_BFLOAT16, who,
+                 ": dtype must be TREESPEC_FLOAT32 (0), TREESPEC_FLOAT64 (1), TREESPEC_FLOAT16 (2) "
+                 "or TREESPEC_BFLOAT16 "
                  "(3), got ",
                  dtype);
   return static_cast<DType>(dtype);
 }
 
-Proposal proposal_of(const char* who, ts_proposal proposal) {
-  TREESPEC_CHECK(proposal >= TS_DETERMINISTIC && proposal <= TS_TOP_PLUS_ONE, who,
-                 ": proposal must be TS_DETERMINISTIC (0), TS_IID (1), TS_WITHOUT_REPLACEMENT (2) "
-                 "or TS_TOP_PLUS_ONE (3), got ",
+Proposal proposal_of(const char* who, treespec_proposal proposal) {
+  TREESPEC_CHECK(proposal >= TREESPEC_DETERMINISTIC && proposal <= TREESPEC_TOP_PLUS_ONE, who,
+                 ": proposal must be TREESPEC_DETERMINISTIC (0), TREESPEC_IID (1), "
+                 "TREESPEC_WITHOUT_REPLACEMENT (2) "
+                 "or TREESPEC_TOP_PLUS_ONE (3), got ",
                  proposal);
   return static_cast<Proposal>(proposal);
 }
 
-RoundKey key_of(const ts_key& key) { return {key.seed, key.sequence_id, key.position}; }
-ts_key c_key(const RoundKey& key) { return {key.seed, key.sequence_id, key.position}; }
+RoundKey key_of(const treespec_key& key) { return {key.seed, key.sequence_id, key.position}; }
+treespec_key c_key(const RoundKey& key) { return {key.seed, key.sequence_id, key.position}; }
 
-RowsView rows_of(const char* who, const char* name, const ts_rows* given) {
-  const ts_rows& rows = required(who, name, given);
+RowsView rows_of(const char* who, const char* name, const treespec_rows* given) {
+  const treespec_rows& rows = required(who, name, given);
   const std::string what = detail::message(who, ": ", name);
   const DType dtype = dtype_of(what.c_str(), rows.dtype);
   check_reserved(who, name, rows.reserved);
@@ -57,13 +59,13 @@ RowsView rows_of(const char* who, const char* name, const ts_rows* given) {
   return {rows.data, dtype, rows.num_rows, rows.width, rows.row_stride};
 }
 
-RowsView optional_rows_of(const char* who, const char* name, const ts_rows* rows) {
+RowsView optional_rows_of(const char* who, const char* name, const treespec_rows* rows) {
   if (rows == nullptr || rows->data == nullptr) return {};
   return rows_of(who, name, rows);
 }
 
-ts_rows c_rows(const RowsView& rows) {
-  return {rows.data,      static_cast<ts_dtype>(rows.dtype), 0, rows.num_rows, rows.width,
+treespec_rows c_rows(const RowsView& rows) {
+  return {rows.data,      static_cast<treespec_dtype>(rows.dtype), 0, rows.num_rows, rows.width,
           rows.row_stride};
 }
 

@@ -73,14 +73,14 @@ void check_reserved(const char* who, const char* name, int32_t reserved);
 void check_row_stride(const char* who, const char* name, int64_t num_rows, int64_t width,
                       int64_t row_stride);
 
-DType dtype_of(const char* who, ts_dtype dtype);
-Proposal proposal_of(const char* who, ts_proposal proposal);
-RoundKey key_of(const ts_key& key);
-ts_key c_key(const RoundKey& key);
+DType dtype_of(const char* who, treespec_dtype dtype);
+Proposal proposal_of(const char* who, treespec_proposal proposal);
+RoundKey key_of(const treespec_key& key);
+treespec_key c_key(const RoundKey& key);
 
-RowsView rows_of(const char* who, const char* name, const ts_rows* rows);
+RowsView rows_of(const char* who, const char* name, const treespec_rows* rows);
 /// None for NULL, and for data NULL.
-RowsView optional_rows_of(const char* who, const char* name, const ts_rows* rows);
-ts_rows c_rows(const RowsView& rows);
+RowsView optional_rows_of(const char* who, const char* name, const treespec_rows* rows);
+treespec_rows c_rows(const RowsView& rows);
 
 }  // namespace treespec::c

@@ -18,14 +18,14 @@ class CallbackFailed : public std::runtime_error {
 };
 
 /// Keeps the text of the exception that is being handled, and returns its status.
-ts_status report_exception() noexcept;
+treespec_status report_exception() noexcept;
 
 /// The body of a call; `work` gets its name, for messages.
 template <class Work>
-ts_status guarded(const char* who, Work&& work) noexcept {
+treespec_status guarded(const char* who, Work&& work) noexcept {
   try {
     work(who);
-    return TS_OK;
+    return TREESPEC_OK;
   } catch (...) {
     return report_exception();
   }
@@ -34,14 +34,14 @@ ts_status guarded(const char* who, Work&& work) noexcept {
 /// Throws what a callback answered, with the text that it left.
 [[noreturn]] void fail_callback(const char* who, int32_t answer);
 
-/// Calls a callback. True when it answered TS_STOP, which is a failure unless `may_stop`.
+/// Calls a callback. True when it answered TREESPEC_STOP, which is a failure unless `may_stop`.
 template <class... Parameters, class... Arguments>
 bool call_back(const char* who, bool may_stop, int32_t (*callback)(Parameters...),
                Arguments... arguments) {
-  ts_set_error("");  // what stands there afterwards is the callback's
+  treespec_set_error("");  // what stands there afterwards is the callback's
   const int32_t answer = callback(arguments...);
-  if (answer == TS_OK) return false;
-  if (answer != TS_STOP || !may_stop) fail_callback(who, answer);
+  if (answer == TREESPEC_OK) return false;
+  if (answer != TREESPEC_STOP || !may_stop) fail_callback(who, answer);
   return true;
 }
 

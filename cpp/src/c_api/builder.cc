@@ -13,15 +13,15 @@ namespace {
 using namespace treespec;     // NOLINT
 using namespace treespec::c;  // NOLINT
 
-ts_build_options default_build_options() {
-  ts_build_options options{};
+treespec_build_options default_build_options() {
+  treespec_build_options options{};
   options.struct_size = sizeof(options);
   options.node_budget = DecoderOptions{}.node_budget;
   options.max_depth = INT32_MAX;
   return options;
 }
 
-void set_option(const char* who, ts_options* options, const char* name, OptionValue value) {
+void set_option(const char* who, treespec_options* options, const char* name, OptionValue value) {
   required(who, "options", options)
       .values.insert_or_assign(&required(who, "name", name), std::move(value));
 }
@@ -66,7 +66,7 @@ void check_ranked(const char* who, const CandidateRow& row, int64_t place) {
 
 }  // namespace
 
-ts_build_options build_options_of(const char* who, const ts_build_options* given) {
+treespec_build_options build_options_of(const char* who, const treespec_build_options* given) {
   const auto options = read_optional_struct(who, "options", given, default_build_options());
   check_reserved(who, "options", options.reserved);
   size32(who, "options.node_budget", options.node_budget, 0);
@@ -74,26 +74,27 @@ ts_build_options build_options_of(const char* who, const ts_build_options* given
   return options;
 }
 
-std::unique_ptr<TreeGrowth> begin_growth(const ts_builder& builder, const ts_build_options& options,
-                                         int32_t max_depth) {
+std::unique_ptr<TreeGrowth> begin_growth(const treespec_builder& builder,
+                                         const treespec_build_options& options, int32_t max_depth) {
   return builder.builder->begin(options.node_budget, std::min(options.max_depth, max_depth),
                                 key_of(options.key));
 }
 
-ts_tree* finish_growth(TreeGrowth& growth, int32_t root_token) {
+treespec_tree* finish_growth(TreeGrowth& growth, int32_t root_token) {
   auto tree = std::make_unique<TokenTree>(growth.finish());
   tree->token[0] = root_token;
   return owned(std::move(tree));
 }
 
-ts_tree* grow(const ts_builder& builder, CandidateSource& source, const ts_build_options& options) {
+treespec_tree* grow(const treespec_builder& builder, CandidateSource& source,
+                    const treespec_build_options& options) {
   check_source(*builder.builder, builder.name, source.kind());
   const auto growth = begin_growth(builder, options, source.max_depth());
   while (!growth->frontier().empty()) growth->supply(source.rows(growth->frontier()));
   return finish_growth(*growth, options.root_token);
 }
 
-std::vector<CandidateRow> candidate_rows(const char* who, const ts_candidates& batch,
+std::vector<CandidateRow> candidate_rows(const char* who, const treespec_candidates& batch,
                                          int64_t num_rows) {
   TREESPEC_CHECK(batch.num_rows == num_rows, who, ": rows must be one per frontier node (",
                  num_rows, "), got ", batch.num_rows);
@@ -116,8 +117,9 @@ std::vector<CandidateRow> candidate_rows(const char* who, const ts_candidates& b
   return rows;
 }
 
-std::vector<ts_frontier_node> c_frontier(ArrayView<const FrontierNode> nodes, int32_t root_token) {
-  std::vector<ts_frontier_node> out;
+std::vector<treespec_frontier_node> c_frontier(ArrayView<const FrontierNode> nodes,
+                                               int32_t root_token) {
+  std::vector<treespec_frontier_node> out;
   for (const FrontierNode& node : nodes) {
     out.push_back({node.index, node.parent, node.depth == 0 ? root_token : node.token, node.depth});
   }
@@ -126,54 +128,60 @@ std::vector<ts_frontier_node> c_frontier(ArrayView<const FrontierNode> nodes, in
 
 }  // namespace treespec::c
 
-struct ts_growth {
+struct treespec_growth {
   std::unique_ptr<TreeGrowth> growth;
   int32_t root_token;
-  std::vector<ts_frontier_node> frontier;
+  std::vector<treespec_frontier_node> frontier;
   bool failed = false;  // in the middle of its rows
 
   void look_up_frontier() { frontier = c_frontier(growth->frontier(), root_token); }
 };
 
-int64_t ts_num_builders(void) { return builders().size(); }
-const char* ts_builder_name(int64_t i) { return text_or_null(builders(), i, &BuilderInfo::name); }
-const char* ts_builder_summary(int64_t i) {
+int64_t treespec_num_builders(void) { return builders().size(); }
+const char* treespec_builder_name(int64_t i) {
+  return text_or_null(builders(), i, &BuilderInfo::name);
+}
+const char* treespec_builder_summary(int64_t i) {
   return text_or_null(builders(), i, &BuilderInfo::summary);
 }
 
-ts_status ts_options_create(ts_options** options) {
+treespec_status treespec_options_create(treespec_options** options) {
   return guarded(__func__, [&](const char* who) {
-    ts_options*& out = new_handle(who, "options", options);
-    out = new ts_options;
+    treespec_options*& out = new_handle(who, "options", options);
+    out = new treespec_options;
   });
 }
 
-void ts_options_free(ts_options* options) { delete options; }
+void treespec_options_free(treespec_options* options) { delete options; }
 
-ts_status ts_options_set_integer(ts_options* options, const char* name, int64_t value) {
+treespec_status treespec_options_set_integer(treespec_options* options, const char* name,
+                                             int64_t value) {
   return guarded(__func__, [&](const char* who) { set_option(who, options, name, value); });
 }
 
-ts_status ts_options_set_number(ts_options* options, const char* name, double value) {
+treespec_status treespec_options_set_number(treespec_options* options, const char* name,
+                                            double value) {
   return guarded(__func__, [&](const char* who) { set_option(who, options, name, value); });
 }
 
-ts_status ts_options_set_text(ts_options* options, const char* name, const char* value) {
+treespec_status treespec_options_set_text(treespec_options* options, const char* name,
+                                          const char* value) {
   return guarded(__func__, [&](const char* who) {
     set_option(who, options, name, std::string(&required(who, "value", value)));
   });
 }
 
-ts_status ts_options_set_integers(ts_options* options, const char* name, const int64_t* values,
-                                  int64_t size) {
+treespec_status treespec_options_set_integers(treespec_options* options, const char* name,
+                                              const int64_t* values, int64_t size) {
   return guarded(__func__, [&](const char* who) {
     const auto given = view(who, "values", values, size);
     set_option(who, options, name, std::vector<int64_t>(given.begin(), given.end()));
   });
 }
 
-ts_status ts_options_set_table(ts_options* options, const char* name, const double* values,
-                               const int64_t* row_sizes, int64_t num_rows) {
+treespec_status treespec_options_set_table(treespec_options* options, const char* name,
+                                           const double* values, const int64_t* row_sizes,
+                                           int64_t num_rows) {
   return guarded(__func__, [&](const char* who) {
     OptionTable table;
     for (const int64_t size : view(who, "row_sizes", row_sizes, num_rows)) {
@@ -185,22 +193,24 @@ ts_status ts_options_set_table(ts_options* options, const char* name, const doub
   });
 }
 
-ts_status ts_builder_create(const char* name, const ts_options* options, ts_builder** builder) {
+treespec_status treespec_builder_create(const char* name, const treespec_options* options,
+                                        treespec_builder** builder) {
   return guarded(__func__, [&](const char* who) {
-    ts_builder*& out = new_handle(who, "builder", builder);
+    treespec_builder*& out = new_handle(who, "builder", builder);
     const std::string known = &required(who, "name", name);
-    out = new ts_builder{
+    out = new treespec_builder{
         known, make_builder(known, options != nullptr ? options->values : BuilderOptions{})};
   });
 }
 
-void ts_builder_free(ts_builder* builder) { delete builder; }
+void treespec_builder_free(treespec_builder* builder) { delete builder; }
 
-ts_status ts_builder_get_info(const ts_builder* builder, ts_builder_info* info) {
+treespec_status treespec_builder_get_info(const treespec_builder* builder,
+                                          treespec_builder_info* info) {
   return guarded(__func__, [&](const char* who) {
     const TreeBuilder& recipe = *required(who, "builder", builder).builder;
-    ts_builder_info known{};
-    known.proposal = static_cast<ts_proposal>(recipe.proposal());
+    treespec_builder_info known{};
+    known.proposal = static_cast<treespec_proposal>(recipe.proposal());
     known.makes_chains = recipe.makes_chains();
     for (const auto kind : {SourceKind::kMarginals, SourceKind::kTransitions, SourceKind::kExpander,
                             SourceKind::kTrie}) {
@@ -210,30 +220,31 @@ ts_status ts_builder_get_info(const ts_builder* builder, ts_builder_info* info) 
   });
 }
 
-ts_status ts_build_options_init(ts_build_options* options, size_t struct_size) {
+treespec_status treespec_build_options_init(treespec_build_options* options, size_t struct_size) {
   return init_struct(__func__, "options", options, struct_size, default_build_options());
 }
 
-ts_status ts_tree_build(const ts_builder* builder, ts_source* source,
-                        const ts_build_options* options, ts_tree** tree) {
+treespec_status treespec_tree_build(const treespec_builder* builder, treespec_source* source,
+                                    const treespec_build_options* options, treespec_tree** tree) {
   return guarded(__func__, [&](const char* who) {
-    ts_tree*& out = new_handle(who, "tree", tree);
-    const ts_builder& recipe = required(who, "builder", builder);
-    const ts_source& candidates = required(who, "source", source);
-    const ts_build_options known = build_options_of(who, options);
+    treespec_tree*& out = new_handle(who, "tree", tree);
+    const treespec_builder& recipe = required(who, "builder", builder);
+    const treespec_source& candidates = required(who, "source", source);
+    const treespec_build_options known = build_options_of(who, options);
     if (candidates.root_token != nullptr) *candidates.root_token = known.root_token;
     out = grow(recipe, *candidates.source, known);
   });
 }
 
-ts_status ts_growth_create(const ts_builder* builder, const ts_build_options* options,
-                           ts_growth** growth) {
+treespec_status treespec_growth_create(const treespec_builder* builder,
+                                       const treespec_build_options* options,
+                                       treespec_growth** growth) {
   return guarded(__func__, [&](const char* who) {
-    ts_growth*& out = new_handle(who, "growth", growth);
-    const ts_builder& recipe = required(who, "builder", builder);
+    treespec_growth*& out = new_handle(who, "growth", growth);
+    const treespec_builder& recipe = required(who, "builder", builder);
     check_source(*recipe.builder, recipe.name, SourceKind::kExpander);
-    const ts_build_options known = build_options_of(who, options);
-    auto made = std::make_unique<ts_growth>();
+    const treespec_build_options known = build_options_of(who, options);
+    auto made = std::make_unique<treespec_growth>();
     made->growth = begin_growth(recipe, known, INT32_MAX);
     made->root_token = known.root_token;
     made->look_up_frontier();
@@ -241,10 +252,11 @@ ts_status ts_growth_create(const ts_builder* builder, const ts_build_options* op
   });
 }
 
-void ts_growth_free(ts_growth* growth) { delete growth; }
+void treespec_growth_free(treespec_growth* growth) { delete growth; }
 
-ts_status ts_growth_get_frontier(const ts_growth* growth, const ts_frontier_node** nodes,
-                                 int64_t* num_nodes) {
+treespec_status treespec_growth_get_frontier(const treespec_growth* growth,
+                                             const treespec_frontier_node** nodes,
+                                             int64_t* num_nodes) {
   return guarded(__func__, [&](const char* who) {
     const auto& frontier = required(who, "growth", growth).frontier;
     required(who, "nodes", nodes);
@@ -253,9 +265,9 @@ ts_status ts_growth_get_frontier(const ts_growth* growth, const ts_frontier_node
   });
 }
 
-ts_status ts_growth_supply(ts_growth* growth, const ts_candidates* rows) {
+treespec_status treespec_growth_supply(treespec_growth* growth, const treespec_candidates* rows) {
   return guarded(__func__, [&](const char* who) {
-    ts_growth& growing = required(who, "growth", growth);
+    treespec_growth& growing = required(who, "growth", growth);
     TREESPEC_CHECK(!growing.failed, who, ": growth must not have failed before, free it");
     TREESPEC_CHECK(!growing.frontier.empty(), who, ": the tree is grown, it takes no more rows");
     const auto known = candidate_rows(who, required(who, "rows", rows),
@@ -267,10 +279,10 @@ ts_status ts_growth_supply(ts_growth* growth, const ts_candidates* rows) {
   });
 }
 
-ts_status ts_growth_finish(ts_growth* growth, ts_tree** tree) {
+treespec_status treespec_growth_finish(treespec_growth* growth, treespec_tree** tree) {
   return guarded(__func__, [&](const char* who) {
-    ts_tree*& out = new_handle(who, "tree", tree);
-    ts_growth& growing = required(who, "growth", growth);
+    treespec_tree*& out = new_handle(who, "tree", tree);
+    treespec_growth& growing = required(who, "growth", growth);
     TREESPEC_CHECK(!growing.failed, who, ": growth must not have failed before, free it");
     out = finish_growth(*growing.growth, growing.root_token);
   });

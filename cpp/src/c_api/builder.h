@@ -15,20 +15,22 @@
 namespace treespec::c {
 
 /// Checked options; those of _init for NULL.
-ts_build_options build_options_of(const char* who, const ts_build_options* options);
+treespec_build_options build_options_of(const char* who, const treespec_build_options* options);
 
-std::unique_ptr<TreeGrowth> begin_growth(const ts_builder& builder, const ts_build_options& options,
-                                         int32_t max_depth);
+std::unique_ptr<TreeGrowth> begin_growth(const treespec_builder& builder,
+                                         const treespec_build_options& options, int32_t max_depth);
 /// The tree of a growth with the root's token, as a handle.
-ts_tree* finish_growth(TreeGrowth& growth, int32_t root_token);
+treespec_tree* finish_growth(TreeGrowth& growth, int32_t root_token);
 /// A whole tree over one source.
-ts_tree* grow(const ts_builder& builder, CandidateSource& source, const ts_build_options& options);
+treespec_tree* grow(const treespec_builder& builder, CandidateSource& source,
+                    const treespec_build_options& options);
 
 /// A batch for `num_rows` nodes as rows of the core. Checked: its shape, that the tokens of a row
 /// are distinct, and that ranked rows are; the log-probabilities are the builder's business.
-std::vector<CandidateRow> candidate_rows(const char* who, const ts_candidates& batch,
+std::vector<CandidateRow> candidate_rows(const char* who, const treespec_candidates& batch,
                                          int64_t num_rows);
 
-std::vector<ts_frontier_node> c_frontier(ArrayView<const FrontierNode> nodes, int32_t root_token);
+std::vector<treespec_frontier_node> c_frontier(ArrayView<const FrontierNode> nodes,
+                                               int32_t root_token);
 
 }  // namespace treespec::c

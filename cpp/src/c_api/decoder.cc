@@ -20,24 +20,24 @@ using namespace treespec::c;  // NOLINT
 /// A target of callbacks.
 class CallbackTarget final : public TargetModel {
  public:
-  explicit CallbackTarget(const ts_target_model& model) : model_(model) {}
+  explicit CallbackTarget(const treespec_target_model& model) : model_(model) {}
 
   int32_t vocab_size() const override { return static_cast<int32_t>(model_.vocab_size); }
   int32_t max_context() const override { return limit_of(model_.max_context); }
 
   RowsView prefill(ArrayView<const int32_t> token_ids) override {
-    ts_rows logits = wanted(1);
+    treespec_rows logits = wanted(1);
     call_back("TargetModel::prefill", false, model_.prefill, model_.user, token_ids.data(),
               token_ids.size(), &logits);
     return rows_of("TargetModel::prefill", "logits", &logits);
   }
 
   RowsView forward(const TreeStep& step) override {
-    const ts_tree_step lent_step{sizeof(lent_step),         lent(step.tree),
-                                 step.num_nodes(),          step.tree.token.data(),
-                                 step.tree.parent.data(),   step.positions.data(),
-                                 step.ancestor_bits.data(), step.prefix_length};
-    ts_rows logits = wanted(step.num_nodes());
+    const treespec_tree_step lent_step{sizeof(lent_step),         lent(step.tree),
+                                       step.num_nodes(),          step.tree.token.data(),
+                                       step.tree.parent.data(),   step.positions.data(),
+                                       step.ancestor_bits.data(), step.prefix_length};
+    treespec_rows logits = wanted(step.num_nodes());
     call_back("TargetModel::forward", false, model_.forward, model_.user, &lent_step, &logits);
     return rows_of("TargetModel::forward", "logits", &logits);
   }
@@ -47,35 +47,35 @@ class CallbackTarget final : public TargetModel {
   }
 
   RowsView states() override {
-    ts_rows rows{};
+    treespec_rows rows{};
     if (model_.states == nullptr) return {};
     call_back("TargetModel::states", false, model_.states, model_.user, &rows);
     return optional_rows_of("TargetModel::states", "states", &rows);
   }
 
  private:
-  ts_rows wanted(int64_t num_rows) const {
-    return {nullptr, TS_FLOAT32, 0, num_rows, model_.vocab_size, model_.vocab_size};
+  treespec_rows wanted(int64_t num_rows) const {
+    return {nullptr, TREESPEC_FLOAT32, 0, num_rows, model_.vocab_size, model_.vocab_size};
   }
 
-  ts_target_model model_;
+  treespec_target_model model_;
 };
 
-ts_decoder_options default_decoder_options() {
-  ts_decoder_options options{};
+treespec_decoder_options default_decoder_options() {
+  treespec_decoder_options options{};
   options.struct_size = sizeof(options);
   options.node_budget = DecoderOptions{}.node_budget;
   return options;
 }
 
-ts_generate_options default_generate_options() {
-  ts_generate_options options{};
+treespec_generate_options default_generate_options() {
+  treespec_generate_options options{};
   options.struct_size = sizeof(options);
   options.max_new_tokens = GenerateOptions{}.max_new_tokens;
   return options;
 }
 
-DecoderOptions decoder_options_of(const char* who, const ts_decoder_options* given) {
+DecoderOptions decoder_options_of(const char* who, const treespec_decoder_options* given) {
   const auto known = read_optional_struct(who, "options", given, default_decoder_options());
   DecoderOptions options;
   if (known.builder != nullptr) options.builder = known.builder;
@@ -86,7 +86,7 @@ DecoderOptions decoder_options_of(const char* who, const ts_decoder_options* giv
   return options;
 }
 
-GenerateOptions generate_options_of(const char* who, const ts_generate_options* given,
+GenerateOptions generate_options_of(const char* who, const treespec_generate_options* given,
                                     int64_t vocab_size) {
   const auto known = read_optional_struct(who, "options", given, default_generate_options());
   GenerateOptions options;
@@ -120,60 +120,67 @@ GenerateOptions generate_options_of(const char* who, const ts_generate_options* 
 
 }  // namespace
 
-struct ts_decoder {
-  ts_decoder(const ts_target_model& model, DraftModel* draft, const DecoderOptions& options)
+struct treespec_decoder {
+  treespec_decoder(const treespec_target_model& model, DraftModel* draft,
+                   const DecoderOptions& options)
       : target(model), decoder(target, draft, options) {}
 
   CallbackTarget target;
   SpeculativeDecoder decoder;
 };
 
-struct ts_result {
+struct treespec_result {
   GenerateResult result;
 };
 
-ts_status ts_decoder_options_init(ts_decoder_options* options, size_t struct_size) {
+treespec_status treespec_decoder_options_init(treespec_decoder_options* options,
+                                              size_t struct_size) {
   return init_struct(__func__, "options", options, struct_size, default_decoder_options());
 }
 
-ts_status ts_generate_options_init(ts_generate_options* options, size_t struct_size) {
+treespec_status treespec_generate_options_init(treespec_generate_options* options,
+                                               size_t struct_size) {
   return init_struct(__func__, "options", options, struct_size, default_generate_options());
 }
 
-ts_status ts_decoder_create(const ts_target_model* target, ts_drafter* drafter,
-                            const ts_decoder_options* options, ts_decoder** decoder) {
+treespec_status treespec_decoder_create(const treespec_target_model* target,
+                                        treespec_drafter* drafter,
+                                        const treespec_decoder_options* options,
+                                        treespec_decoder** decoder) {
   return guarded(__func__, [&](const char* who) {
-    ts_decoder*& out = new_handle(who, "decoder", decoder);
-    const ts_target_model model = read_struct(who, "target", target);
+    treespec_decoder*& out = new_handle(who, "decoder", decoder);
+    const treespec_target_model model = read_struct(who, "target", target);
     size32(who, "target.vocab_size", model.vocab_size, 1);
     size32(who, "target.max_context", model.max_context, 0);
     require_callback(who, "target.prefill", model.prefill);
     require_callback(who, "target.forward", model.forward);
     require_callback(who, "target.commit", model.commit);
-    out = new ts_decoder(model, drafter != nullptr ? drafter->model.get() : nullptr,
-                         decoder_options_of(who, options));
+    out = new treespec_decoder(model, drafter != nullptr ? drafter->model.get() : nullptr,
+                               decoder_options_of(who, options));
   });
 }
 
-void ts_decoder_free(ts_decoder* decoder) { delete decoder; }
+void treespec_decoder_free(treespec_decoder* decoder) { delete decoder; }
 
-ts_status ts_decoder_generate(const ts_decoder* decoder, const int32_t* prompt,
-                              int64_t prompt_length, const ts_generate_options* options,
-                              ts_result** result) {
+treespec_status treespec_decoder_generate(const treespec_decoder* decoder, const int32_t* prompt,
+                                          int64_t prompt_length,
+                                          const treespec_generate_options* options,
+                                          treespec_result** result) {
   return guarded(__func__, [&](const char* who) {
-    ts_result*& out = new_handle(who, "result", result);
-    const ts_decoder& recipe = required(who, "decoder", decoder);
+    treespec_result*& out = new_handle(who, "result", result);
+    const treespec_decoder& recipe = required(who, "decoder", decoder);
     const auto text = view(who, "prompt", prompt, prompt_length);
-    out = new ts_result{recipe.decoder.generate(
+    out = new treespec_result{recipe.decoder.generate(
         text, generate_options_of(who, options, recipe.target.vocab_size()))};
   });
 }
 
-ts_status ts_result_get_data(const ts_result* result, ts_result_data* data) {
+treespec_status treespec_result_get_data(const treespec_result* result,
+                                         treespec_result_data* data) {
   return guarded(__func__, [&](const char* who) {
     const GenerateResult& known = required(who, "result", result).result;
     const Stats& stats = known.stats;
-    ts_result_data out{};
+    treespec_result_data out{};
     out.token_ids = known.token_ids.data();
     out.num_token_ids = static_cast<int64_t>(known.token_ids.size());
     out.rounds = stats.rounds;
@@ -186,9 +193,9 @@ ts_status ts_result_get_data(const ts_result* result, ts_result_data* data) {
     out.prefill_seconds = stats.prefill_seconds;
     static_assert(sizeof(out.step_seconds) == sizeof(stats.seconds));
     std::copy(stats.seconds.begin(), stats.seconds.end(), out.step_seconds);
-    out.stop_reason = static_cast<ts_stop_reason>(known.stop_reason);
+    out.stop_reason = static_cast<treespec_stop_reason>(known.stop_reason);
     write_struct(who, "data", data, out);
   });
 }
 
-void ts_result_free(ts_result* result) { delete result; }
+void treespec_result_free(treespec_result* result) { delete result; }

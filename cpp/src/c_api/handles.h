@@ -12,36 +12,36 @@
 #include "treespec/tree_builder.h"
 #include "treespec/treespec_c.h"
 
-struct ts_options {
+struct treespec_options {
   treespec::BuilderOptions values;
 };
 
-struct ts_builder {
+struct treespec_builder {
   std::string name;
   std::unique_ptr<const treespec::TreeBuilder> builder;
 };
 
-struct ts_source {
+struct treespec_source {
   std::unique_ptr<treespec::CandidateSource> source;
   int32_t* root_token;  ///< what the source's callback sees at the root; null: it has no callback
 };
 
-struct ts_drafter {
+struct treespec_drafter {
   std::unique_ptr<treespec::DraftModel> model;
 };
 
 namespace treespec::c {
 
-/// A ts_tree is a TokenTree, so that trees of the core are lent to callbacks without a copy.
-inline const TokenTree& tree_of(const char* who, const ts_tree* tree) {
+/// A treespec_tree is a TokenTree, so that trees of the core are lent to callbacks without a copy.
+inline const TokenTree& tree_of(const char* who, const treespec_tree* tree) {
   return *reinterpret_cast<const TokenTree*>(&required(who, "tree", tree));
 }
-inline const ts_tree* lent(const TokenTree& tree) {
-  return reinterpret_cast<const ts_tree*>(&tree);
+inline const treespec_tree* lent(const TokenTree& tree) {
+  return reinterpret_cast<const treespec_tree*>(&tree);
 }
-/// Passes to the caller, who frees it with ts_tree_free.
-inline ts_tree* owned(std::unique_ptr<TokenTree> tree) {
-  return reinterpret_cast<ts_tree*>(tree.release());
+/// Passes to the caller, who frees it with treespec_tree_free.
+inline treespec_tree* owned(std::unique_ptr<TokenTree> tree) {
+  return reinterpret_cast<treespec_tree*>(tree.release());
 }
 
 }  // namespace treespec::c

@@ -10,9 +10,9 @@
 namespace treespec::c {
 
 /// Checked parameters; those of _init for NULL.
-SamplingParams sampling_of(const char* who, const ts_sampling* sampling);
+SamplingParams sampling_of(const char* who, const treespec_sampling* sampling);
 
 /// Parameters as a callback sees them; `bias` holds what they point to.
-ts_sampling c_sampling(const SamplingParams& params, std::vector<ts_logit_bias>& bias);
+treespec_sampling c_sampling(const SamplingParams& params, std::vector<treespec_logit_bias>& bias);
 
 }  // namespace treespec::c

@@ -43,11 +43,11 @@ class OwningTable final : public CandidateSource {
 /// Asks a callback; what it gave is borrowed until the next call.
 class CallbackExpander final : public Expander {
  public:
-  CallbackExpander(ts_expand expand, void* user) : expand_(expand), user_(user) {}
+  CallbackExpander(treespec_expand expand, void* user) : expand_(expand), user_(user) {}
 
   ArrayView<const CandidateRow> rows(ArrayView<const FrontierNode> nodes) override {
     frontier_ = c_frontier(nodes, root_token);
-    ts_candidates batch{};
+    treespec_candidates batch{};
     batch.num_rows = nodes.size();
     call_back("expand", false, expand_, user_, frontier_.data(), nodes.size(), &batch);
     rows_ = candidate_rows("expand", batch, nodes.size());
@@ -57,9 +57,9 @@ class CallbackExpander final : public Expander {
   int32_t root_token = 0;
 
  private:
-  ts_expand expand_;
+  treespec_expand expand_;
   void* user_;
-  std::vector<ts_frontier_node> frontier_;
+  std::vector<treespec_frontier_node> frontier_;
   std::vector<CandidateRow> rows_;
 };
 
@@ -74,11 +74,11 @@ int64_t elements(const char* who, std::initializer_list<std::pair<const char*, i
   return product;
 }
 
-ts_source* table(std::unique_ptr<CandidateSource> source) {
-  return new ts_source{std::move(source), nullptr};
+treespec_source* table(std::unique_ptr<CandidateSource> source) {
+  return new treespec_source{std::move(source), nullptr};
 }
 
-ts_source* transitions(Arrays arrays, int64_t depth, int64_t num_lists, int64_t width) {
+treespec_source* transitions(Arrays arrays, int64_t depth, int64_t num_lists, int64_t width) {
   return table(std::make_unique<OwningTable<Transitions>>(std::move(arrays), [&](const Arrays& a) {
     return Transitions(a.token.data(), a.logprob.data(), a.next.data(), static_cast<int32_t>(depth),
                        static_cast<int32_t>(num_lists), static_cast<int32_t>(width));
@@ -91,10 +91,10 @@ ts_source* transitions(Arrays arrays, int64_t depth, int64_t num_lists, int64_t 
 using namespace treespec;     // NOLINT
 using namespace treespec::c;  // NOLINT
 
-ts_status ts_marginals_create(const int32_t* token, const float* logprob, int64_t depth,
-                              int64_t width, ts_source** source) {
+treespec_status treespec_marginals_create(const int32_t* token, const float* logprob, int64_t depth,
+                                          int64_t width, treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     const int64_t size = elements(who, {{"depth", depth}, {"width", width}});
     Arrays arrays{copied(who, "token", token, size), copied(who, "logprob", logprob, size), {}};
     out = table(std::make_unique<OwningTable<Marginals>>(std::move(arrays), [&](const Arrays& a) {
@@ -104,21 +104,22 @@ ts_status ts_marginals_create(const int32_t* token, const float* logprob, int64_
   });
 }
 
-ts_status ts_marginals_create_from_logits(const ts_rows* logits, int64_t width, double temperature,
-                                          ts_source** source) {
+treespec_status treespec_marginals_create_from_logits(const treespec_rows* logits, int64_t width,
+                                                      double temperature,
+                                                      treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     const RowsView rows = rows_of(who, "logits", logits);
     out = table(std::make_unique<Marginals>(
         Marginals::from_logits(rows, size32(who, "width", width, 1), temperature)));
   });
 }
 
-ts_status ts_transitions_create(const int32_t* token, const float* logprob, const int32_t* next,
-                                int64_t depth, int64_t num_lists, int64_t width,
-                                ts_source** source) {
+treespec_status treespec_transitions_create(const int32_t* token, const float* logprob,
+                                            const int32_t* next, int64_t depth, int64_t num_lists,
+                                            int64_t width, treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     const int64_t size =
         elements(who, {{"depth", depth}, {"num_lists", num_lists}, {"width", width}});
     out = transitions({copied(who, "token", token, size), copied(who, "logprob", logprob, size),
@@ -127,11 +128,12 @@ ts_status ts_transitions_create(const int32_t* token, const float* logprob, cons
   });
 }
 
-ts_status ts_transitions_create_linked(const int32_t* token, const float* logprob,
-                                       const int32_t* owner, int64_t depth, int64_t num_lists,
-                                       int64_t width, ts_source** source) {
+treespec_status treespec_transitions_create_linked(const int32_t* token, const float* logprob,
+                                                   const int32_t* owner, int64_t depth,
+                                                   int64_t num_lists, int64_t width,
+                                                   treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     TREESPEC_CHECK(depth >= 1 && num_lists >= 1 && width >= 1, who,
                    ": depth, num_lists and width must be >= 1, got ", depth, ", ", num_lists,
                    " and ", width);
@@ -149,10 +151,10 @@ ts_status ts_transitions_create_linked(const int32_t* token, const float* logpro
   });
 }
 
-ts_status ts_trie_create(const int32_t* parent, const int32_t* token, const float* logprob,
-                         int64_t size, ts_source** source) {
+treespec_status treespec_trie_create(const int32_t* parent, const int32_t* token,
+                                     const float* logprob, int64_t size, treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     const auto parents = view(who, "parent", parent, size);
     const auto tokens = view(who, "token", token, size);
     const auto scores = view(who, "logprob", logprob, size);
@@ -160,14 +162,15 @@ ts_status ts_trie_create(const int32_t* parent, const int32_t* token, const floa
   });
 }
 
-ts_status ts_expander_create(ts_expand expand, void* user, ts_source** source) {
+treespec_status treespec_expander_create(treespec_expand expand, void* user,
+                                         treespec_source** source) {
   return guarded(__func__, [&](const char* who) {
-    ts_source*& out = new_handle(who, "source", source);
+    treespec_source*& out = new_handle(who, "source", source);
     require_callback(who, "expand", expand);
     auto expander = std::make_unique<CallbackExpander>(expand, user);
     int32_t* const root_token = &expander->root_token;
-    out = new ts_source{std::move(expander), root_token};
+    out = new treespec_source{std::move(expander), root_token};
   });
 }
 
-void ts_source_free(ts_source* source) { delete source; }
+void treespec_source_free(treespec_source* source) { delete source; }

@@ -21,20 +21,20 @@ inline constexpr size_t kFirstSize = 0;
 #define TREESPEC_C_LAST_FIELD(type, field) \
   template <>                              \
   inline constexpr size_t kFirstSize<type> = offsetof(type, field) + sizeof(type::field)
-TREESPEC_C_LAST_FIELD(ts_builder_info, reserved);
-TREESPEC_C_LAST_FIELD(ts_build_options, key);
-TREESPEC_C_LAST_FIELD(ts_tree_data, reserved);
-TREESPEC_C_LAST_FIELD(ts_sampling, top_k);
-TREESPEC_C_LAST_FIELD(ts_logit_options, num_allowed_words);
-TREESPEC_C_LAST_FIELD(ts_verify_options, reserved);
-TREESPEC_C_LAST_FIELD(ts_verdict, next_token);
-TREESPEC_C_LAST_FIELD(ts_ngram_options, reserved);
-TREESPEC_C_LAST_FIELD(ts_suffix_options, reserved);
-TREESPEC_C_LAST_FIELD(ts_draft_model, observe);
-TREESPEC_C_LAST_FIELD(ts_target_model, states);
-TREESPEC_C_LAST_FIELD(ts_decoder_options, lossy);
-TREESPEC_C_LAST_FIELD(ts_generate_options, allow);
-TREESPEC_C_LAST_FIELD(ts_result_data, reserved);
+TREESPEC_C_LAST_FIELD(treespec_builder_info, reserved);
+TREESPEC_C_LAST_FIELD(treespec_build_options, key);
+TREESPEC_C_LAST_FIELD(treespec_tree_data, reserved);
+TREESPEC_C_LAST_FIELD(treespec_sampling, top_k);
+TREESPEC_C_LAST_FIELD(treespec_logit_options, num_allowed_words);
+TREESPEC_C_LAST_FIELD(treespec_verify_options, reserved);
+TREESPEC_C_LAST_FIELD(treespec_verdict, next_token);
+TREESPEC_C_LAST_FIELD(treespec_ngram_options, reserved);
+TREESPEC_C_LAST_FIELD(treespec_suffix_options, reserved);
+TREESPEC_C_LAST_FIELD(treespec_draft_model, observe);
+TREESPEC_C_LAST_FIELD(treespec_target_model, states);
+TREESPEC_C_LAST_FIELD(treespec_decoder_options, lossy);
+TREESPEC_C_LAST_FIELD(treespec_generate_options, allow);
+TREESPEC_C_LAST_FIELD(treespec_result_data, reserved);
 #undef TREESPEC_C_LAST_FIELD
 
 template <class T>
@@ -57,7 +57,7 @@ T read_struct(const char* who, const char* name, const T* given, T result = {}) 
   for (size_t i = sizeof(T); i < struct_size; ++i) {
     if (bytes[i] == 0) continue;
     throw Unsupported(detail::message(who, ": ", name, " has a field at byte ", i,
-                                      " that treespec ", ts_version(),
+                                      " that treespec ", treespec_version(),
                                       " does not know; set it to 0 or use a newer library"));
   }
   std::memcpy(&result, given, std::min(struct_size, sizeof(T)));
@@ -84,8 +84,8 @@ void write_struct(const char* who, const char* name, T* out, T value) {
 
 /// The body of an _init; `struct_size`: what the caller has room for.
 template <class T>
-ts_status init_struct(const char* who, const char* name, T* out, size_t struct_size,
-                      const T& value) {
+treespec_status init_struct(const char* who, const char* name, T* out, size_t struct_size,
+                            const T& value) {
   return guarded(who, [&](const char*) {
     T& filled = required(who, name, out);
     check_struct_size<T>(who, name, struct_size);

@@ -19,7 +19,7 @@ using namespace treespec::c;  // NOLINT
 
 constexpr int64_t kMostEntries = int64_t{1} << 40;  // of the laws of a tree
 
-DraftRows law_of(const char* who, const ts_tree_data& data) {
+DraftRows law_of(const char* who, const treespec_tree_data& data) {
   DraftRows rows;
   if (data.law_vocab_size == 0) return rows;
   rows.vocab_size = size32(who, "data.law_vocab_size", data.law_vocab_size, 0);
@@ -32,7 +32,7 @@ DraftRows law_of(const char* who, const ts_tree_data& data) {
   return rows;
 }
 
-std::unique_ptr<TokenTree> tree_from(const char* who, const ts_tree_data& data) {
+std::unique_ptr<TokenTree> tree_from(const char* who, const treespec_tree_data& data) {
   auto tree = std::make_unique<TokenTree>();
   tree->token =
       copied(who, "data.token", data.token, size32(who, "data.num_nodes", data.num_nodes, 1));
@@ -60,11 +60,11 @@ int64_t mask_size(const TokenTree& tree, int32_t first, int32_t prefix_length) {
 
 }  // namespace
 
-ts_status ts_tree_get_data(const ts_tree* tree, ts_tree_data* data) {
+treespec_status treespec_tree_get_data(const treespec_tree* tree, treespec_tree_data* data) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     const DraftRows& law = known.draft_probs;
-    ts_tree_data out{};
+    treespec_tree_data out{};
     out.num_nodes = known.num_nodes();
     out.token = known.token.data();
     out.parent = known.parent.data();
@@ -73,7 +73,7 @@ ts_status ts_tree_get_data(const ts_tree* tree, ts_tree_data* data) {
     out.draw_offset = known.draw_offset.data();
     out.draw = known.draw.data();
     out.num_draws = static_cast<int64_t>(known.draw.size());
-    out.proposal = static_cast<ts_proposal>(known.proposal);
+    out.proposal = static_cast<treespec_proposal>(known.proposal);
     if (!law.empty()) {
       out.law_vocab_size = law.vocab_size;
       out.num_law_rows = static_cast<int64_t>(law.row_offset.size()) - 1;
@@ -86,18 +86,18 @@ ts_status ts_tree_get_data(const ts_tree* tree, ts_tree_data* data) {
   });
 }
 
-ts_status ts_tree_create(const ts_tree_data* data, ts_tree** tree) {
+treespec_status treespec_tree_create(const treespec_tree_data* data, treespec_tree** tree) {
   return guarded(__func__, [&](const char* who) {
-    ts_tree*& out = new_handle(who, "tree", tree);
-    const ts_tree_data known = read_struct(who, "data", data);
+    treespec_tree*& out = new_handle(who, "tree", tree);
+    const treespec_tree_data known = read_struct(who, "data", data);
     check_reserved(who, "data", known.reserved);
     out = owned(tree_from(who, known));
   });
 }
 
-void ts_tree_free(ts_tree* tree) { delete reinterpret_cast<TokenTree*>(tree); }
+void treespec_tree_free(treespec_tree* tree) { delete reinterpret_cast<TokenTree*>(tree); }
 
-ts_status ts_tree_check(const ts_tree* tree) {
+treespec_status treespec_tree_check(const treespec_tree* tree) {
   return guarded(__func__, [&](const char* who) {
     std::string all;
     for (const std::string& violation : check_tree(tree_of(who, tree))) {
@@ -107,7 +107,7 @@ ts_status ts_tree_check(const ts_tree* tree) {
   });
 }
 
-ts_status ts_mask_bits(const ts_tree* tree, uint32_t* out, int64_t capacity) {
+treespec_status treespec_mask_bits(const treespec_tree* tree, uint32_t* out, int64_t capacity) {
   return guarded(__func__, [&](const char* who) {
     const std::vector<uint32_t> bits = ancestor_mask(tree_of(who, tree).parent);
     std::copy(bits.begin(), bits.end(),
@@ -115,8 +115,8 @@ ts_status ts_mask_bits(const ts_tree* tree, uint32_t* out, int64_t capacity) {
   });
 }
 
-ts_status ts_mask_bool(const ts_tree* tree, int32_t first, int32_t prefix_length, int32_t window,
-                       uint8_t* out, int64_t capacity) {
+treespec_status treespec_mask_bool(const treespec_tree* tree, int32_t first, int32_t prefix_length,
+                                   int32_t window, uint8_t* out, int64_t capacity) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     output(who, "out", out, capacity, mask_size(known, first, prefix_length));
@@ -124,8 +124,9 @@ ts_status ts_mask_bool(const ts_tree* tree, int32_t first, int32_t prefix_length
   });
 }
 
-ts_status ts_mask_additive(const ts_tree* tree, int32_t first, int32_t prefix_length,
-                           int32_t window, ts_dtype dtype, void* out, int64_t capacity) {
+treespec_status treespec_mask_additive(const treespec_tree* tree, int32_t first,
+                                       int32_t prefix_length, int32_t window, treespec_dtype dtype,
+                                       void* out, int64_t capacity) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     const DType type = dtype_of(who, dtype);
@@ -134,7 +135,8 @@ ts_status ts_mask_additive(const ts_tree* tree, int32_t first, int32_t prefix_le
   });
 }
 
-ts_status ts_mask_intervals(const ts_tree* tree, int32_t* rank, int32_t* end, int64_t capacity) {
+treespec_status treespec_mask_intervals(const treespec_tree* tree, int32_t* rank, int32_t* end,
+                                        int64_t capacity) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     output(who, "rank", rank, capacity, known.num_nodes());
@@ -145,8 +147,9 @@ ts_status ts_mask_intervals(const ts_tree* tree, int32_t* rank, int32_t* end, in
   });
 }
 
-ts_status ts_mask_sequence_ids(const ts_tree* tree, int32_t* offset, int64_t offset_capacity,
-                               int32_t* id, int64_t id_capacity) {
+treespec_status treespec_mask_sequence_ids(const treespec_tree* tree, int32_t* offset,
+                                           int64_t offset_capacity, int32_t* id,
+                                           int64_t id_capacity) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     output(who, "offset", offset, offset_capacity, int64_t{known.num_nodes()} + 1);
@@ -159,7 +162,8 @@ ts_status ts_mask_sequence_ids(const ts_tree* tree, int32_t* offset, int64_t off
   });
 }
 
-ts_status ts_positions(const ts_tree* tree, int32_t prefix_length, int32_t* out, int64_t capacity) {
+treespec_status treespec_positions(const treespec_tree* tree, int32_t prefix_length, int32_t* out,
+                                   int64_t capacity) {
   return guarded(__func__, [&](const char* who) {
     const TokenTree& known = tree_of(who, tree);
     output(who, "out", out, capacity, known.num_nodes());

@@ -18,10 +18,11 @@
 
 namespace treespec::c {
 
-SamplingParams sampling_of(const char* who, const ts_sampling* given) {
+SamplingParams sampling_of(const char* who, const treespec_sampling* given) {
   SamplingParams params;
-  std::vector<ts_logit_bias> bias;
-  const ts_sampling known = read_optional_struct(who, "sampling", given, c_sampling(params, bias));
+  std::vector<treespec_logit_bias> bias;
+  const treespec_sampling known =
+      read_optional_struct(who, "sampling", given, c_sampling(params, bias));
   params.temperature = known.temperature;
   params.top_k = known.top_k;
   params.top_p = known.top_p;
@@ -37,10 +38,10 @@ SamplingParams sampling_of(const char* who, const ts_sampling* given) {
   return params;
 }
 
-ts_sampling c_sampling(const SamplingParams& params, std::vector<ts_logit_bias>& bias) {
+treespec_sampling c_sampling(const SamplingParams& params, std::vector<treespec_logit_bias>& bias) {
   bias.clear();
   for (const auto& [token, value] : params.logit_bias) bias.push_back({token, 0, value});
-  ts_sampling out{};
+  treespec_sampling out{};
   out.struct_size = sizeof(out);
   out.temperature = params.temperature;
   out.top_p = params.top_p;
@@ -68,7 +69,8 @@ struct Processing {
   const uint32_t* allowed = nullptr;
 
   /// `num_rows`, `width`: what `allowed` must fit.
-  Processing(const char* who, const ts_logit_options* given, int64_t num_rows, int64_t width) {
+  Processing(const char* who, const treespec_logit_options* given, int64_t num_rows,
+             int64_t width) {
     const auto known = read_optional_struct(who, "processing", given);
     params = sampling_of(who, known.sampling);
     history = {view(who, "prefix_ids", known.prefix_ids, known.num_prefix_ids),
@@ -89,8 +91,8 @@ struct Processing {
 /// Everything of a verification but the target's rows.
 class Verification {
  public:
-  Verification(const char* who, const ts_tree* tree, const ts_rows* draft_probs,
-               const ts_verify_options* options, ts_verdict* verdict)
+  Verification(const char* who, const treespec_tree* tree, const treespec_rows* draft_probs,
+               const treespec_verify_options* options, treespec_verdict* verdict)
       : tree_(tree_of(who, tree)),
         law_(tree_.draft_probs),
         options_(read_optional_struct(who, "options", options)),
@@ -127,9 +129,9 @@ class Verification {
  private:
   const TokenTree& tree_;
   DraftLaw law_;
-  ts_verify_options options_;
-  ts_verdict verdict_;
-  ts_verdict& out_;
+  treespec_verify_options options_;
+  treespec_verdict verdict_;
+  treespec_verdict& out_;
 };
 
 const VerifierInfo* verifier_at(int64_t i) {
@@ -139,37 +141,38 @@ const VerifierInfo* verifier_at(int64_t i) {
 }  // namespace
 
 // The names and summaries of the table are literals, hence zero-terminated.
-int64_t ts_num_verifiers(void) { return verifiers().size(); }
-const char* ts_verifier_name(int64_t i) {
+int64_t treespec_num_verifiers(void) { return verifiers().size(); }
+const char* treespec_verifier_name(int64_t i) {
   const VerifierInfo* info = verifier_at(i);
   return info != nullptr ? info->name.data() : nullptr;
 }
-const char* ts_verifier_summary(int64_t i) {
+const char* treespec_verifier_summary(int64_t i) {
   const VerifierInfo* info = verifier_at(i);
   return info != nullptr ? info->summary.data() : nullptr;
 }
 
-const char* ts_auto_verifier(ts_proposal proposal, int32_t greedy) {
-  if (proposal < TS_DETERMINISTIC || proposal > TS_TOP_PLUS_ONE) return nullptr;
+const char* treespec_auto_verifier(treespec_proposal proposal, int32_t greedy) {
+  if (proposal < TREESPEC_DETERMINISTIC || proposal > TREESPEC_TOP_PLUS_ONE) return nullptr;
   return auto_verifier(static_cast<Proposal>(proposal), greedy != 0).data();
 }
 
-ts_status ts_check_verifier(const char* verifier, ts_proposal proposal, int32_t chain,
-                            int32_t lossy) {
+treespec_status treespec_check_verifier(const char* verifier, treespec_proposal proposal,
+                                        int32_t chain, int32_t lossy) {
   return guarded(__func__, [&](const char* who) {
     check_verifier(verifier_info(&required(who, "verifier", verifier)), proposal_of(who, proposal),
                    chain != 0, lossy != 0);
   });
 }
 
-ts_status ts_sampling_init(ts_sampling* sampling, size_t struct_size) {
-  std::vector<ts_logit_bias> none;
+treespec_status treespec_sampling_init(treespec_sampling* sampling, size_t struct_size) {
+  std::vector<treespec_logit_bias> none;
   return init_struct(__func__, "sampling", sampling, struct_size,
                      c_sampling(SamplingParams{}, none));
 }
 
-ts_status ts_verify(const ts_tree* tree, const ts_rows* target_probs, const ts_rows* draft_probs,
-                    const ts_verify_options* options, ts_verdict* verdict) {
+treespec_status treespec_verify(const treespec_tree* tree, const treespec_rows* target_probs,
+                                const treespec_rows* draft_probs,
+                                const treespec_verify_options* options, treespec_verdict* verdict) {
   return guarded(__func__, [&](const char* who) {
     const Verification verification(who, tree, draft_probs, options, verdict);
     ProbabilityRows rows(rows_of(who, "target_probs", target_probs),
@@ -178,9 +181,12 @@ ts_status ts_verify(const ts_tree* tree, const ts_rows* target_probs, const ts_r
   });
 }
 
-ts_status ts_verify_logits(const ts_tree* tree, const ts_rows* target_logits,
-                           const ts_rows* draft_probs, const ts_logit_options* processing,
-                           const ts_verify_options* options, ts_verdict* verdict) {
+treespec_status treespec_verify_logits(const treespec_tree* tree,
+                                       const treespec_rows* target_logits,
+                                       const treespec_rows* draft_probs,
+                                       const treespec_logit_options* processing,
+                                       const treespec_verify_options* options,
+                                       treespec_verdict* verdict) {
   return guarded(__func__, [&](const char* who) {
     const Verification verification(who, tree, draft_probs, options, verdict);
     const RowsView logits = rows_of(who, "target_logits", target_logits);
@@ -190,8 +196,9 @@ ts_status ts_verify_logits(const ts_tree* tree, const ts_rows* target_logits,
   });
 }
 
-ts_status ts_sample(const ts_rows* logits, int64_t row, const ts_logit_options* processing,
-                    const ts_key* key, int32_t* token) {
+treespec_status treespec_sample(const treespec_rows* logits, int64_t row,
+                                const treespec_logit_options* processing, const treespec_key* key,
+                                int32_t* token) {
   return guarded(__func__, [&](const char* who) {
     const RowsView rows = rows_of(who, "logits", logits);
     TREESPEC_CHECK(row >= 0 && row < rows.num_rows, who, ": row must be in [0, ", rows.num_rows,
@@ -206,11 +213,11 @@ ts_status ts_sample(const ts_rows* logits, int64_t row, const ts_logit_options* 
   });
 }
 
-ts_status ts_commit_kv(const ts_kv_buffer* buffers, int64_t num_buffers, int64_t base,
-                       const int32_t* nodes, int64_t num_nodes) {
+treespec_status treespec_commit_kv(const treespec_kv_buffer* buffers, int64_t num_buffers,
+                                   int64_t base, const int32_t* nodes, int64_t num_nodes) {
   return guarded(__func__, [&](const char* who) {
     std::vector<KvBuffer> known;
-    for (const ts_kv_buffer& one : view(who, "buffers", buffers, num_buffers)) {
+    for (const treespec_kv_buffer& one : view(who, "buffers", buffers, num_buffers)) {
       TREESPEC_CHECK(one.outer >= 0 && one.row_bytes >= 0 && one.num_rows >= 0, who,
                      ": outer, row_bytes and num_rows of a buffer must be >= 0, got ", one.outer,
                      ", ", one.row_bytes, " and ", one.num_rows);

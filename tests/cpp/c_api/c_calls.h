@@ -12,24 +12,25 @@
 namespace treespec::test {
 
 struct FreeHandle {
-  void operator()(ts_options* handle) const { ts_options_free(handle); }
-  void operator()(ts_builder* handle) const { ts_builder_free(handle); }
-  void operator()(ts_source* handle) const { ts_source_free(handle); }
-  void operator()(ts_growth* handle) const { ts_growth_free(handle); }
-  void operator()(ts_tree* handle) const { ts_tree_free(handle); }
-  void operator()(ts_drafter* handle) const { ts_drafter_free(handle); }
-  void operator()(ts_decoder* handle) const { ts_decoder_free(handle); }
-  void operator()(ts_result* handle) const { ts_result_free(handle); }
+  void operator()(treespec_options* handle) const { treespec_options_free(handle); }
+  void operator()(treespec_builder* handle) const { treespec_builder_free(handle); }
+  void operator()(treespec_source* handle) const { treespec_source_free(handle); }
+  void operator()(treespec_growth* handle) const { treespec_growth_free(handle); }
+  void operator()(treespec_tree* handle) const { treespec_tree_free(handle); }
+  void operator()(treespec_drafter* handle) const { treespec_drafter_free(handle); }
+  void operator()(treespec_decoder* handle) const { treespec_decoder_free(handle); }
+  void operator()(treespec_result* handle) const { treespec_result_free(handle); }
 };
 template <class Handle>
 using Owned = std::unique_ptr<Handle, FreeHandle>;
 
 /// The handle that `create(arguments..., &handle)` makes.
 template <class Handle, class... Parameters, class... Arguments>
-Owned<Handle> make(ts_status (*create)(Parameters...), Arguments... arguments) {
+Owned<Handle> make(treespec_status (*create)(Parameters...), Arguments... arguments) {
   Handle* handle = nullptr;
-  const ts_status status = create(arguments..., &handle);
-  if (status != TS_OK) fail(__FILE__, __LINE__, std::string("failed: ") + ts_last_error());
+  const treespec_status status = create(arguments..., &handle);
+  if (status != TREESPEC_OK)
+    fail(__FILE__, __LINE__, std::string("failed: ") + treespec_last_error());
   CHECK(handle != nullptr);
   return Owned<Handle>(handle);
 }
@@ -44,9 +45,9 @@ T sized() {
 
 /// A struct as its _init leaves it.
 template <class T>
-T initial(ts_status (*init)(T*, size_t)) {
+T initial(treespec_status (*init)(T*, size_t)) {
   T value;
-  CHECK_EQUAL(init(&value, sizeof(T)), TS_OK);
+  CHECK_EQUAL(init(&value, sizeof(T)), TREESPEC_OK);
   return value;
 }
 
@@ -64,18 +65,18 @@ std::string thrown_text(Work&& work) {
 }  // namespace treespec::test
 
 /// Fails with the library's text unless the call succeeds.
-#define CHECK_OK(...)                                                                  \
-  do {                                                                                 \
-    if ((__VA_ARGS__) != TS_OK)                                                        \
-      ::treespec::test::fail(__FILE__, __LINE__,                                       \
-                             #__VA_ARGS__ " failed: " + std::string(ts_last_error())); \
+#define CHECK_OK(...)                                                                        \
+  do {                                                                                       \
+    if ((__VA_ARGS__) != TREESPEC_OK)                                                        \
+      ::treespec::test::fail(__FILE__, __LINE__,                                             \
+                             #__VA_ARGS__ " failed: " + std::string(treespec_last_error())); \
   } while (false)
 
 /// Fails unless the call fails with this status and a text that contains this one.
-#define CHECK_FAILS(status, part, ...)                                                      \
-  do {                                                                                      \
-    CHECK_EQUAL((__VA_ARGS__), (status));                                                   \
-    if (std::string(ts_last_error()).find(part) == std::string::npos)                       \
-      ::treespec::test::fail(__FILE__, __LINE__,                                            \
-                             #__VA_ARGS__ " failed with: " + std::string(ts_last_error())); \
+#define CHECK_FAILS(status, part, ...)                                                            \
+  do {                                                                                            \
+    CHECK_EQUAL((__VA_ARGS__), (status));                                                         \
+    if (std::string(treespec_last_error()).find(part) == std::string::npos)                       \
+      ::treespec::test::fail(__FILE__, __LINE__,                                                  \
+                             #__VA_ARGS__ " failed with: " + std::string(treespec_last_error())); \
   } while (false)

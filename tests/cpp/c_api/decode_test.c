@@ -16,11 +16,11 @@
 
 static void check(int sound, const char* what, int line) {
   if (sound) return;
-  fprintf(stderr, "%s:%d: %s failed: %s\n", __FILE__, line, what, ts_last_error());
+  fprintf(stderr, "%s:%d: %s failed: %s\n", __FILE__, line, what, treespec_last_error());
   exit(1);
 }
 #define CHECK(condition) check((condition) != 0, #condition, __LINE__)
-#define CHECK_OK(call) check((call) == TS_OK, #call, __LINE__)
+#define CHECK_OK(call) check((call) == TREESPEC_OK, #call, __LINE__)
 
 // --- The model -----------------------------------------------------------------------------------
 
@@ -41,22 +41,22 @@ static void append_logits(int32_t before, int32_t last, float* row) {
   }
 }
 
-static int32_t prefill(void* user, const int32_t* token_ids, int64_t size, ts_rows* logits) {
+static int32_t prefill(void* user, const int32_t* token_ids, int64_t size, treespec_rows* logits) {
   model* self = (model*)user;
   memcpy(self->cache, token_ids, (size_t)size * sizeof(int32_t));
   self->prefix = size;
   append_logits(size > 1 ? token_ids[size - 2] : 0, token_ids[size - 1], self->logits);
   logits->data = self->logits;
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
-static int32_t forward(void* user, const ts_tree_step* step, ts_rows* logits) {
+static int32_t forward(void* user, const treespec_tree_step* step, treespec_rows* logits) {
   model* self = (model*)user;
   const int64_t num_words = (step->num_nodes + 31) / 32;
   int64_t i, j;
   if (step->prefix_length != self->prefix) {
-    ts_set_error("the cache and the decoder disagree");
-    return TS_INTERNAL_ERROR;
+    treespec_set_error("the cache and the decoder disagree");
+    return TREESPEC_INTERNAL_ERROR;
   }
   ++self->num_forwards;
   for (i = 0; i < step->num_nodes; ++i) {
@@ -69,24 +69,25 @@ static int32_t forward(void* user, const ts_tree_step* step, ts_rows* logits) {
     append_logits(before, step->token[i], self->logits + i * VOCAB);
   }
   logits->data = self->logits;
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
 static int32_t commit(void* user, const int32_t* nodes, int64_t num_nodes) {
   model* self = (model*)user;
-  ts_kv_buffer rows;
+  treespec_kv_buffer rows;
   rows.data = self->cache;
   rows.outer = 1;
   rows.outer_stride = 0;
   rows.row_stride = rows.row_bytes = (int64_t)sizeof(int32_t);
   rows.num_rows = MAX_ROWS;
-  if (ts_commit_kv(&rows, 1, self->prefix, nodes, num_nodes) != TS_OK) return TS_INTERNAL_ERROR;
+  if (treespec_commit_kv(&rows, 1, self->prefix, nodes, num_nodes) != TREESPEC_OK)
+    return TREESPEC_INTERNAL_ERROR;
   self->prefix += num_nodes;
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
-static ts_target_model target_of(model* self) {
-  ts_target_model target = {.struct_size = sizeof(target)};
+static treespec_target_model target_of(model* self) {
+  treespec_target_model target = {.struct_size = sizeof(target)};
   target.user = self;
   target.vocab_size = VOCAB;
   target.prefill = prefill;
@@ -104,12 +105,12 @@ typedef struct guesser {
   int32_t tokens[MAX_NODES * MAX_NODES][2];  // of each node by hand-over: the last two tokens
 } guesser;
 
-static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nodes,
-                      ts_candidates* rows) {
+static int32_t expand(void* user, const treespec_frontier_node* nodes, int64_t num_nodes,
+                      treespec_candidates* rows) {
   guesser* self = (guesser*)user;
   int64_t i;
   int32_t t;
-  if (num_nodes > MAX_NODES) return TS_OUT_OF_MEMORY;
+  if (num_nodes > MAX_NODES) return TREESPEC_OUT_OF_MEMORY;
   for (i = 0; i < num_nodes; ++i) {
     int32_t* seen = self->tokens[nodes[i].index];
     float* row = self->logprob + i * VOCAB;
@@ -122,28 +123,29 @@ static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nod
   }
   rows->logprob = self->logprob;
   rows->width = rows->row_stride = VOCAB;
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
-static int32_t begin(void* user, const int32_t* prompt, int64_t size, const ts_rows* states) {
+static int32_t begin(void* user, const int32_t* prompt, int64_t size, const treespec_rows* states) {
   guesser* self = (guesser*)user;
   (void)states;
   self->last = prompt[size - 1];
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
-static int32_t draft(void* user, const ts_draft_request* request, ts_source** source) {
+static int32_t draft(void* user, const treespec_draft_request* request, treespec_source** source) {
   guesser* self = (guesser*)user;
-  if (request->root_token != self->last) return TS_INTERNAL_ERROR;
-  return ts_expander_create(expand, self, source);
+  if (request->root_token != self->last) return TREESPEC_INTERNAL_ERROR;
+  return treespec_expander_create(expand, self, source);
 }
 
-static int32_t observe(void* user, const int32_t* token_ids, int64_t size, const ts_rows* states) {
+static int32_t observe(void* user, const int32_t* token_ids, int64_t size,
+                       const treespec_rows* states) {
   guesser* self = (guesser*)user;
   (void)states;
   self->before = size > 1 ? token_ids[size - 2] : self->last;
   self->last = token_ids[size - 1];
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
 // --- Decoding ------------------------------------------------------------------------------------
@@ -158,71 +160,71 @@ static int32_t append(void* user, const int32_t* token_ids, int64_t size) {
   CHECK(self->size + size <= MAX_NEW);
   memcpy(self->tokens + self->size, token_ids, (size_t)size * sizeof(int32_t));
   self->size += size;
-  return TS_OK;
+  return TREESPEC_OK;
 }
 
 /// Decodes; returns the text, and in `num_forwards` what it took.
-static text decode(ts_drafter* drafter, const char* builder, double temperature, uint64_t seed,
-                   int64_t* num_forwards) {
+static text decode(treespec_drafter* drafter, const char* builder, double temperature,
+                   uint64_t seed, int64_t* num_forwards) {
   static const int32_t prompt[4] = {1, 2, 3, 4};
   model* self = (model*)calloc(1, sizeof(model));
-  const ts_target_model target = target_of(self);
+  const treespec_target_model target = target_of(self);
   text streamed = {{0}, 0};
-  ts_decoder_options recipe;
-  ts_generate_options options;
-  ts_sampling sampling;
-  ts_decoder* decoder = NULL;
-  ts_result* result = NULL;
-  ts_result_data data = {.struct_size = sizeof(data)};
+  treespec_decoder_options recipe;
+  treespec_generate_options options;
+  treespec_sampling sampling;
+  treespec_decoder* decoder = NULL;
+  treespec_result* result = NULL;
+  treespec_result_data data = {.struct_size = sizeof(data)};
 
   CHECK(self != NULL);
-  CHECK_OK(ts_decoder_options_init(&recipe, sizeof(recipe)));
+  CHECK_OK(treespec_decoder_options_init(&recipe, sizeof(recipe)));
   recipe.builder = builder;
   recipe.node_budget = 12;
   recipe.verifier = temperature == 0.0 ? "greedy" : "target_only";
-  CHECK_OK(ts_decoder_create(&target, drafter, &recipe, &decoder));
+  CHECK_OK(treespec_decoder_create(&target, drafter, &recipe, &decoder));
 
-  CHECK_OK(ts_sampling_init(&sampling, sizeof(sampling)));
+  CHECK_OK(treespec_sampling_init(&sampling, sizeof(sampling)));
   sampling.temperature = temperature;
   sampling.top_p = 0.95;
-  CHECK_OK(ts_generate_options_init(&options, sizeof(options)));
+  CHECK_OK(treespec_generate_options_init(&options, sizeof(options)));
   options.max_new_tokens = MAX_NEW;
   options.sampling = &sampling;
   options.seed = seed;
   options.user = &streamed;
   options.on_tokens = append;
-  CHECK_OK(ts_decoder_generate(decoder, prompt, 4, &options, &result));
-  CHECK_OK(ts_result_get_data(result, &data));
-  CHECK(data.stop_reason == TS_REASON_MAX_TOKENS);
+  CHECK_OK(treespec_decoder_generate(decoder, prompt, 4, &options, &result));
+  CHECK_OK(treespec_result_get_data(result, &data));
+  CHECK(data.stop_reason == TREESPEC_REASON_MAX_TOKENS);
   CHECK(data.num_token_ids == MAX_NEW && streamed.size == MAX_NEW);
   CHECK(memcmp(data.token_ids, streamed.tokens, sizeof(streamed.tokens)) == 0);
   CHECK(data.rounds == self->num_forwards);
   CHECK(self->prefix == 4 + MAX_NEW - 1);
   CHECK(memcmp(self->cache + 4, streamed.tokens, (MAX_NEW - 1) * sizeof(int32_t)) == 0);
   *num_forwards = data.rounds;
-  ts_result_free(result);
-  ts_decoder_free(decoder);
+  treespec_result_free(result);
+  treespec_decoder_free(decoder);
   free(self);
   return streamed;
 }
 
 int main(void) {
   static guesser own;
-  ts_draft_model table = {.struct_size = sizeof(table)};
-  ts_drafter* drafters[3] = {NULL, NULL, NULL};
+  treespec_draft_model table = {.struct_size = sizeof(table)};
+  treespec_drafter* drafters[3] = {NULL, NULL, NULL};
   const char* builders[3] = {"trie", "opt_tree", "opt_tree"};
   int64_t fewest = MAX_NEW, forwards = 0;
   uint64_t seed;
   int i;
 
-  CHECK(ts_abi_version() == TREESPEC_C_ABI_VERSION);
+  CHECK(treespec_abi_version() == TREESPEC_C_ABI_VERSION);
   table.user = &own;
   table.begin = begin;
   table.draft = draft;
   table.observe = observe;
-  CHECK_OK(ts_ngram_drafter_create(NULL, &drafters[0]));
-  CHECK_OK(ts_suffix_drafter_create(NULL, &drafters[1]));
-  CHECK_OK(ts_drafter_create(&table, &drafters[2]));
+  CHECK_OK(treespec_ngram_drafter_create(NULL, &drafters[0]));
+  CHECK_OK(treespec_suffix_drafter_create(NULL, &drafters[1]));
+  CHECK_OK(treespec_drafter_create(&table, &drafters[2]));
   for (seed = 0; seed < 12; ++seed) {
     const double temperature = seed % 3 == 0 ? 0.0 : 0.4 * (double)(seed % 3);
     const text plain = decode(NULL, "opt_tree", temperature, seed, &forwards);
@@ -234,6 +236,6 @@ int main(void) {
     }
   }
   CHECK(fewest < MAX_NEW / 2);
-  for (i = 0; i < 3; ++i) ts_drafter_free(drafters[i]);
+  for (i = 0; i < 3; ++i) treespec_drafter_free(drafters[i]);
   return 0;
 }

@@ -32,17 +32,17 @@ struct Trap {
   int call = 0;
 
   int32_t check(const std::string& name) {
-    if (name != where || --call != 0) return TS_OK;
-    ts_set_error("out of order");
+    if (name != where || --call != 0) return TREESPEC_OK;
+    treespec_set_error("out of order");
     return -42;
   }
 };
 
-RowsView core_rows(const ts_rows& rows) {
+RowsView core_rows(const treespec_rows& rows) {
   return {rows.data, static_cast<DType>(rows.dtype), rows.num_rows, rows.width, rows.row_stride};
 }
-ts_rows c_rows(const RowsView& rows) {
-  return {rows.data,      static_cast<ts_dtype>(rows.dtype), 0, rows.num_rows, rows.width,
+treespec_rows c_rows(const RowsView& rows) {
+  return {rows.data,      static_cast<treespec_dtype>(rows.dtype), 0, rows.num_rows, rows.width,
           rows.row_stride};
 }
 
@@ -50,31 +50,31 @@ ts_rows c_rows(const RowsView& rows) {
 struct CTarget {
   explicit CTarget(bool with_states) : model(kVocab, kTable) { model.with_states = with_states; }
 
-  ts_target_model table() {
-    auto out = sized<ts_target_model>();
+  treespec_target_model table() {
+    auto out = sized<treespec_target_model>();
     out.user = this;
     out.vocab_size = kVocab;
-    out.prefill = [](void* user, const int32_t* token_ids, int64_t size, ts_rows* logits) {
+    out.prefill = [](void* user, const int32_t* token_ids, int64_t size, treespec_rows* logits) {
       auto* self = static_cast<CTarget*>(user);
       CHECK(logits->num_rows == 1 && logits->width == kVocab && logits->row_stride == kVocab);
-      CHECK(logits->data == nullptr && logits->dtype == TS_FLOAT32);
+      CHECK(logits->data == nullptr && logits->dtype == TREESPEC_FLOAT32);
       *logits = c_rows(self->model.prefill({token_ids, size}));
       return self->trap.check("prefill");
     };
-    out.forward = [](void* user, const ts_tree_step* step, ts_rows* logits) {
+    out.forward = [](void* user, const treespec_tree_step* step, treespec_rows* logits) {
       auto* self = static_cast<CTarget*>(user);
       const int64_t n = step->num_nodes;
-      CHECK_EQUAL(step->struct_size, sizeof(ts_tree_step));
+      CHECK_EQUAL(step->struct_size, sizeof(treespec_tree_step));
       CHECK_EQUAL(logits->num_rows, n);
-      auto data = sized<ts_tree_data>();
-      CHECK_OK(ts_tree_get_data(step->tree, &data));
+      auto data = sized<treespec_tree_data>();
+      CHECK_OK(treespec_tree_get_data(step->tree, &data));
       CHECK(data.num_nodes == n && data.token == step->token && data.parent == step->parent);
       TokenTree tree;
       tree.token.assign(step->token, step->token + n);
       tree.parent.assign(step->parent, step->parent + n);
       complete_tree(tree);
       std::vector<uint32_t> bits(static_cast<size_t>(n * ((n + 31) / 32)));
-      CHECK_OK(ts_mask_bits(step->tree, bits.data(), static_cast<int64_t>(bits.size())));
+      CHECK_OK(treespec_mask_bits(step->tree, bits.data(), static_cast<int64_t>(bits.size())));
       CHECK(std::equal(bits.begin(), bits.end(), step->ancestor_bits));
       *logits =
           c_rows(self->model.forward({tree,
@@ -88,7 +88,7 @@ struct CTarget {
       self->model.commit({nodes, num_nodes});
       return self->trap.check("commit");
     };
-    out.states = [](void* user, ts_rows* states) {
+    out.states = [](void* user, treespec_rows* states) {
       auto* self = static_cast<CTarget*>(user);
       CHECK(states->data == nullptr);
       *states = c_rows(self->model.states());
@@ -105,18 +105,18 @@ struct CTarget {
 struct CDraft {
   explicit CDraft(const TableTarget& target) : model(target, kNoise) {}
 
-  ts_draft_model table() {
-    auto out = sized<ts_draft_model>();
+  treespec_draft_model table() {
+    auto out = sized<treespec_draft_model>();
     out.user = this;
     out.vocab_size = kVocab;
-    out.begin = [](void* user, const int32_t* prompt, int64_t size, const ts_rows* states) {
+    out.begin = [](void* user, const int32_t* prompt, int64_t size, const treespec_rows* states) {
       auto* self = static_cast<CDraft*>(user);
       self->model.begin({prompt, size}, core_rows(*states));
       return self->trap.check("begin");
     };
-    out.draft = [](void* user, const ts_draft_request* request, ts_source** source) {
+    out.draft = [](void* user, const treespec_draft_request* request, treespec_source** source) {
       auto* self = static_cast<CDraft*>(user);
-      CHECK_EQUAL(request->struct_size, sizeof(ts_draft_request));
+      CHECK_EQUAL(request->struct_size, sizeof(treespec_draft_request));
       self->last_temperature = request->sampling->temperature;
       self->last_bias = request->sampling->num_logit_bias;
       self->last_proposal = request->proposal;
@@ -128,10 +128,11 @@ struct CDraft {
                               request->max_depth,
                               request->node_budget,
                               params});
-      if (!self->forget) CHECK_OK(ts_expander_create(expand, self, source));
+      if (!self->forget) CHECK_OK(treespec_expander_create(expand, self, source));
       return self->trap.check("draft");
     };
-    out.observe = [](void* user, const int32_t* token_ids, int64_t size, const ts_rows* states) {
+    out.observe = [](void* user, const int32_t* token_ids, int64_t size,
+                     const treespec_rows* states) {
       auto* self = static_cast<CDraft*>(user);
       self->model.observe({token_ids, size}, core_rows(*states));
       return self->trap.check("observe");
@@ -139,8 +140,8 @@ struct CDraft {
     return out;
   }
 
-  static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nodes,
-                        ts_candidates* rows) {
+  static int32_t expand(void* user, const treespec_frontier_node* nodes, int64_t num_nodes,
+                        treespec_candidates* rows) {
     auto* self = static_cast<CDraft*>(user);
     std::vector<FrontierNode> wanted;
     for (int64_t i = 0; i < num_nodes; ++i) {
@@ -193,51 +194,53 @@ GenerateResult core_generate(const Recipe& recipe, const GenerateOptions& option
   return result;
 }
 
-Owned<ts_drafter> make_drafter(const std::string& name, CDraft& draft) {
-  const ts_draft_model table = draft.table();
+Owned<treespec_drafter> make_drafter(const std::string& name, CDraft& draft) {
+  const treespec_draft_model table = draft.table();
   if (name == "ngram") {
-    return make<ts_drafter>(ts_ngram_drafter_create, static_cast<const ts_ngram_options*>(nullptr));
+    return make<treespec_drafter>(treespec_ngram_drafter_create,
+                                  static_cast<const treespec_ngram_options*>(nullptr));
   }
   if (name == "suffix") {
-    return make<ts_drafter>(ts_suffix_drafter_create,
-                            static_cast<const ts_suffix_options*>(nullptr));
+    return make<treespec_drafter>(treespec_suffix_drafter_create,
+                                  static_cast<const treespec_suffix_options*>(nullptr));
   }
-  if (name == "model") return make<ts_drafter>(ts_drafter_create, &table);
+  if (name == "model") return make<treespec_drafter>(treespec_drafter_create, &table);
   return nullptr;
 }
 
-Owned<ts_decoder> make_decoder(const Recipe& recipe, CTarget& target, ts_drafter* drafter) {
-  const auto builder_options = make<ts_options>(ts_options_create);
+Owned<treespec_decoder> make_decoder(const Recipe& recipe, CTarget& target,
+                                     treespec_drafter* drafter) {
+  const auto builder_options = make<treespec_options>(treespec_options_create);
   if (!recipe.proposal.empty()) {
-    CHECK_OK(ts_options_set_text(builder_options.get(), "proposal", recipe.proposal.c_str()));
+    CHECK_OK(treespec_options_set_text(builder_options.get(), "proposal", recipe.proposal.c_str()));
   }
-  auto options = initial<ts_decoder_options>(ts_decoder_options_init);
+  auto options = initial<treespec_decoder_options>(treespec_decoder_options_init);
   options.builder = recipe.builder.c_str();
   options.builder_options = builder_options.get();
   options.verifier = recipe.verifier.c_str();
   options.node_budget = recipe.node_budget;
   options.lossy = recipe.verifier == "typical";
-  const ts_target_model table = target.table();
-  return make<ts_decoder>(ts_decoder_create, &table, drafter, &options);
+  const treespec_target_model table = target.table();
+  return make<treespec_decoder>(treespec_decoder_create, &table, drafter, &options);
 }
 
 struct CResult {
-  Owned<ts_result> handle;
-  ts_result_data data = sized<ts_result_data>();
+  Owned<treespec_result> handle;
+  treespec_result_data data = sized<treespec_result_data>();
 };
 
-CResult generate(const ts_decoder* decoder, const ts_generate_options* options) {
+CResult generate(const treespec_decoder* decoder, const treespec_generate_options* options) {
   CResult out;
-  out.handle = make<ts_result>(ts_decoder_generate, decoder, kPrompt.data(),
-                               static_cast<int64_t>(kPrompt.size()), options);
-  CHECK_OK(ts_result_get_data(out.handle.get(), &out.data));
+  out.handle = make<treespec_result>(treespec_decoder_generate, decoder, kPrompt.data(),
+                                     static_cast<int64_t>(kPrompt.size()), options);
+  CHECK_OK(treespec_result_get_data(out.handle.get(), &out.data));
   return out;
 }
 
-void check_equal_results(const ts_result_data& data, const GenerateResult& expected) {
+void check_equal_results(const treespec_result_data& data, const GenerateResult& expected) {
   const Stats& stats = expected.stats;
   CHECK(Tokens(data.token_ids, data.token_ids + data.num_token_ids) == expected.token_ids);
-  CHECK_EQUAL(data.stop_reason, static_cast<ts_stop_reason>(expected.stop_reason));
+  CHECK_EQUAL(data.stop_reason, static_cast<treespec_stop_reason>(expected.stop_reason));
   CHECK_EQUAL(data.rounds, stats.rounds);
   CHECK_EQUAL(data.emitted_tokens, stats.emitted_tokens);
   CHECK_EQUAL(data.drafted_nodes, stats.drafted_nodes);
@@ -276,13 +279,13 @@ void texts_and_counters_are_those_of_the_cpp_decoder() {
       if (seed % 2 == 1) options.sampling.repetition_penalty = 1.2;
       if (seed == 5) options.sampling.logit_bias = {{2, 1.0}};
 
-      const ts_logit_bias bias{2, 0, 1.0};
-      auto sampling = initial<ts_sampling>(ts_sampling_init);
+      const treespec_logit_bias bias{2, 0, 1.0};
+      auto sampling = initial<treespec_sampling>(treespec_sampling_init);
       sampling.temperature = options.sampling.temperature;
       sampling.repetition_penalty = options.sampling.repetition_penalty;
       if (seed == 5) sampling.logit_bias = &bias;
       sampling.num_logit_bias = seed == 5;
-      auto c_options = initial<ts_generate_options>(ts_generate_options_init);
+      auto c_options = initial<treespec_generate_options>(treespec_generate_options_init);
       c_options.seed = seed;
       c_options.sequence_id = options.sequence_id;
       c_options.max_new_tokens = options.max_new_tokens;
@@ -314,11 +317,12 @@ void texts_and_counters_are_those_of_the_cpp_decoder() {
 
 void without_options_all_is_as_in_cpp() {
   CTarget target(false);
-  const ts_target_model table = target.table();
-  const auto drafter =
-      make<ts_drafter>(ts_suffix_drafter_create, static_cast<const ts_suffix_options*>(nullptr));
-  const auto decoder = make<ts_decoder>(ts_decoder_create, &table, drafter.get(),
-                                        static_cast<const ts_decoder_options*>(nullptr));
+  const treespec_target_model table = target.table();
+  const auto drafter = make<treespec_drafter>(treespec_suffix_drafter_create,
+                                              static_cast<const treespec_suffix_options*>(nullptr));
+  const auto decoder =
+      make<treespec_decoder>(treespec_decoder_create, &table, drafter.get(),
+                             static_cast<const treespec_decoder_options*>(nullptr));
   TableTarget core(kVocab, kTable);
   SuffixDraft suffix;
   check_equal_results(generate(decoder.get(), nullptr).data,
@@ -331,34 +335,34 @@ void without_options_all_is_as_in_cpp() {
 struct Watch {
   Tokens streamed;
   size_t cancel_after = 1000, stop_after = 1000;
-  int32_t answer = TS_OK;
+  int32_t answer = TREESPEC_OK;
   std::string failing;
 
   static int32_t stop_when(void* user, const int32_t* output, int64_t size) {
     auto* self = static_cast<Watch*>(user);
     CHECK(output != nullptr && size >= 1);
     if (self->failing == "stop_when") return self->answer;
-    return static_cast<size_t>(size) >= self->stop_after ? TS_STOP : TS_OK;
+    return static_cast<size_t>(size) >= self->stop_after ? TREESPEC_STOP : TREESPEC_OK;
   }
   static int32_t on_tokens(void* user, const int32_t* token_ids, int64_t size) {
     auto* self = static_cast<Watch*>(user);
     self->streamed.insert(self->streamed.end(), token_ids, token_ids + size);
     if (self->failing == "on_tokens") return self->answer;
-    return self->streamed.size() >= self->cancel_after ? TS_STOP : TS_OK;
+    return self->streamed.size() >= self->cancel_after ? TREESPEC_STOP : TREESPEC_OK;
   }
   /// Odd tokens after even ones, and the other way round.
-  static int32_t allow(void* user, const ts_tree* tree, const int32_t* text, int64_t text_length,
-                       uint32_t* allowed, int64_t num_words) {
+  static int32_t allow(void* user, const treespec_tree* tree, const int32_t* text,
+                       int64_t text_length, uint32_t* allowed, int64_t num_words) {
     auto* self = static_cast<Watch*>(user);
-    auto data = sized<ts_tree_data>();
-    CHECK_OK(ts_tree_get_data(tree, &data));
+    auto data = sized<treespec_tree_data>();
+    CHECK_OK(treespec_tree_get_data(tree, &data));
     CHECK_EQUAL(num_words, data.num_nodes);  // 11 tokens: a word a node
     CHECK_EQUAL(text[text_length - 1], data.token[0]);
     for (int64_t i = 0; i < num_words; ++i) {
       CHECK_EQUAL(allowed[i], 0u);
       allowed[i] = data.token[i] % 2 == 0 ? 0xaaaaaaaau : 0x55555555u;
     }
-    return self->failing == "allow" ? self->answer : TS_OK;
+    return self->failing == "allow" ? self->answer : TREESPEC_OK;
   }
 };
 
@@ -380,7 +384,7 @@ void stops_streams_and_grammars_are_those_of_the_cpp_decoder() {
         streamed.insert(streamed.end(), ids.begin(), ids.end());
         return kind != "cancel" || streamed.size() < n;
       };
-      auto c_options = initial<ts_generate_options>(ts_generate_options_init);
+      auto c_options = initial<treespec_generate_options>(treespec_generate_options_init);
       c_options.max_new_tokens = 30;
       c_options.seed = n;
       c_options.user = &watch;
@@ -424,33 +428,33 @@ void a_failing_callback_ends_the_generation_and_the_next_one_starts_afresh() {
   CDraft draft(target.model);
   const auto drafter = make_drafter("model", draft);
   const auto decoder = make_decoder(recipe, target, drafter.get());
-  auto options = initial<ts_generate_options>(ts_generate_options_init);
+  auto options = initial<treespec_generate_options>(treespec_generate_options_init);
   options.max_new_tokens = 24;
   Tokens kv;
   GenerateOptions core;
   core.max_new_tokens = 24;
   const GenerateResult expected = core_generate(recipe, core, kv);
 
-  ts_result* result = nullptr;
+  treespec_result* result = nullptr;
   const auto run = [&] {
-    return ts_decoder_generate(decoder.get(), kPrompt.data(), 5, &options, &result);
+    return treespec_decoder_generate(decoder.get(), kPrompt.data(), 5, &options, &result);
   };
   for (const char* where : {"prefill", "forward", "commit", "states"}) {
     target.trap = {where, where == std::string("prefill") ? 1 : 2};
     const std::string text =
         std::string("TargetModel::") + where + ": callback returned -42: out of order";
-    CHECK_FAILS(TS_CALLBACK_FAILED, text, run());
+    CHECK_FAILS(TREESPEC_CALLBACK_FAILED, text, run());
     check_equal_results(generate(decoder.get(), &options).data, expected);
   }
   for (const char* where : {"begin", "draft", "observe"}) {
     draft.trap = {where, where == std::string("begin") ? 1 : 2};
     const std::string text =
         std::string("DraftModel::") + where + ": callback returned -42: out of order";
-    CHECK_FAILS(TS_CALLBACK_FAILED, text, run());
+    CHECK_FAILS(TREESPEC_CALLBACK_FAILED, text, run());
     check_equal_results(generate(decoder.get(), &options).data, expected);
   }
   draft.trap = {"expand", 3};
-  CHECK_FAILS(TS_CALLBACK_FAILED, "expand: callback returned -42: out of order", run());
+  CHECK_FAILS(TREESPEC_CALLBACK_FAILED, "expand: callback returned -42: out of order", run());
   Watch watch;
   options.user = &watch;
   options.stop_when = Watch::stop_when;
@@ -458,27 +462,28 @@ void a_failing_callback_ends_the_generation_and_the_next_one_starts_afresh() {
   options.allow = Watch::allow;
   for (const char* where : {"stop_when", "on_tokens", "allow"}) {
     watch.failing = where;
-    watch.answer = TS_INTERNAL_ERROR;
-    CHECK_FAILS(TS_CALLBACK_FAILED, std::string(where) + ": callback returned -5", run());
+    watch.answer = TREESPEC_INTERNAL_ERROR;
+    CHECK_FAILS(TREESPEC_CALLBACK_FAILED, std::string(where) + ": callback returned -5", run());
   }
-  watch.answer = TS_STOP;  // a grammar has no say in when to stop
-  CHECK_FAILS(TS_CALLBACK_FAILED, "allow: callback returned 1", run());
+  watch.answer = TREESPEC_STOP;  // a grammar has no say in when to stop
+  CHECK_FAILS(TREESPEC_CALLBACK_FAILED, "allow: callback returned 1", run());
   CHECK(result == nullptr);
 
   draft.forget = true;
-  options = initial<ts_generate_options>(ts_generate_options_init);
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "DraftModel::draft: source must not be NULL", run());
+  options = initial<treespec_generate_options>(treespec_generate_options_init);
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "DraftModel::draft: source must not be NULL", run());
 }
 
 void what_the_decoder_refuses_has_the_text_of_cpp() {
   CTarget target(false);
   TableTarget core(kVocab, kTable);
-  const ts_target_model table = target.table();
-  ts_decoder* decoder = nullptr;
-  auto options = initial<ts_decoder_options>(ts_decoder_options_init);
+  const treespec_target_model table = target.table();
+  treespec_decoder* decoder = nullptr;
+  auto options = initial<treespec_decoder_options>(treespec_decoder_options_init);
   const auto same_text = [&](const DecoderOptions& how) {
-    CHECK_EQUAL(ts_decoder_create(&table, nullptr, &options, &decoder), TS_INVALID_ARGUMENT);
-    CHECK_EQUAL(std::string(ts_last_error()),
+    CHECK_EQUAL(treespec_decoder_create(&table, nullptr, &options, &decoder),
+                TREESPEC_INVALID_ARGUMENT);
+    CHECK_EQUAL(std::string(treespec_last_error()),
                 thrown_text<InvalidArgument>([&] { SpeculativeDecoder(core, nullptr, how); }));
     CHECK(decoder == nullptr);
   };
@@ -487,74 +492,76 @@ void what_the_decoder_refuses_has_the_text_of_cpp() {
   same_text(how);
   how.builder = options.builder = "no_such";
   same_text(how);
-  options = initial<ts_decoder_options>(ts_decoder_options_init);
+  options = initial<treespec_decoder_options>(treespec_decoder_options_init);
   how = {};
   options.node_budget = how.node_budget = -1;
   same_text(how);
 
   const auto plain = make_decoder({"", "opt_tree", "", "auto", 0}, target, nullptr);
-  ts_result* result = nullptr;
+  treespec_result* result = nullptr;
   const int32_t outside = kVocab;
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "prompt tokens must be in [0, 11), got 11",
-              ts_decoder_generate(plain.get(), &outside, 1, nullptr, &result));
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "prompt must have at least one token",
-              ts_decoder_generate(plain.get(), nullptr, 0, nullptr, &result));
-  auto generation = initial<ts_generate_options>(ts_generate_options_init);
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "prompt tokens must be in [0, 11), got 11",
+              treespec_decoder_generate(plain.get(), &outside, 1, nullptr, &result));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "prompt must have at least one token",
+              treespec_decoder_generate(plain.get(), nullptr, 0, nullptr, &result));
+  auto generation = initial<treespec_generate_options>(treespec_generate_options_init);
   generation.max_new_tokens = -1;
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "max_new_tokens must be at least 0",
-              ts_decoder_generate(plain.get(), kPrompt.data(), 5, &generation, &result));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "max_new_tokens must be at least 0",
+              treespec_decoder_generate(plain.get(), kPrompt.data(), 5, &generation, &result));
 
   // What prompt and output need more than a model has room for.
   generation.max_new_tokens = 11;
-  ts_target_model small = table;
+  treespec_target_model small = table;
   small.max_context = 15;
-  const auto limited =
-      make<ts_decoder>(ts_decoder_create, &small, static_cast<ts_drafter*>(nullptr),
-                       static_cast<const ts_decoder_options*>(nullptr));
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "the target's context of 15 tokens, got 5 + 11",
-              ts_decoder_generate(limited.get(), kPrompt.data(), 5, &generation, &result));
+  const auto limited = make<treespec_decoder>(
+      treespec_decoder_create, &small, static_cast<treespec_drafter*>(nullptr),
+      static_cast<const treespec_decoder_options*>(nullptr));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "the target's context of 15 tokens, got 5 + 11",
+              treespec_decoder_generate(limited.get(), kPrompt.data(), 5, &generation, &result));
   CDraft draft(target.model);
-  ts_draft_model small_draft = draft.table();
+  treespec_draft_model small_draft = draft.table();
   small_draft.max_context = 15;
-  const auto drafter = make<ts_drafter>(ts_drafter_create, &small_draft);
-  const auto drafting = make<ts_decoder>(ts_decoder_create, &table, drafter.get(),
-                                         static_cast<const ts_decoder_options*>(nullptr));
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "the drafter's context of 15 tokens, got 5 + 11",
-              ts_decoder_generate(drafting.get(), kPrompt.data(), 5, &generation, &result));
+  const auto drafter = make<treespec_drafter>(treespec_drafter_create, &small_draft);
+  const auto drafting =
+      make<treespec_decoder>(treespec_decoder_create, &table, drafter.get(),
+                             static_cast<const treespec_decoder_options*>(nullptr));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "the drafter's context of 15 tokens, got 5 + 11",
+              treespec_decoder_generate(drafting.get(), kPrompt.data(), 5, &generation, &result));
   generation.max_new_tokens = 10;
   CHECK_EQUAL(generate(limited.get(), &generation).data.num_token_ids, 10);
   CHECK_EQUAL(generate(drafting.get(), &generation).data.num_token_ids, 10);
 
-  ts_target_model wrong = table;
+  treespec_target_model wrong = table;
   wrong.max_context = -1;
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "target.max_context must be in [0, 2^31), got -1",
-              ts_decoder_create(&wrong, nullptr, nullptr, &decoder));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "target.max_context must be in [0, 2^31), got -1",
+              treespec_decoder_create(&wrong, nullptr, nullptr, &decoder));
   wrong = table;
   wrong.vocab_size = 0;
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "target.vocab_size must be in [1, 2^31), got 0",
-              ts_decoder_create(&wrong, nullptr, nullptr, &decoder));
+  CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, "target.vocab_size must be in [1, 2^31), got 0",
+              treespec_decoder_create(&wrong, nullptr, nullptr, &decoder));
   const auto gives = [&](const char* part,
-                         int32_t (*prefill)(void*, const int32_t*, int64_t, ts_rows*)) {
+                         int32_t (*prefill)(void*, const int32_t*, int64_t, treespec_rows*)) {
     wrong = table;
     wrong.prefill = prefill;
-    const auto bad = make<ts_decoder>(ts_decoder_create, &wrong, static_cast<ts_drafter*>(nullptr),
-                                      static_cast<const ts_decoder_options*>(nullptr));
-    CHECK_FAILS(TS_INVALID_ARGUMENT, part,
-                ts_decoder_generate(bad.get(), kPrompt.data(), 5, nullptr, &result));
+    const auto bad = make<treespec_decoder>(treespec_decoder_create, &wrong,
+                                            static_cast<treespec_drafter*>(nullptr),
+                                            static_cast<const treespec_decoder_options*>(nullptr));
+    CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, part,
+                treespec_decoder_generate(bad.get(), kPrompt.data(), 5, nullptr, &result));
   };
   gives("TargetModel::prefill: logits.data must not be NULL",
-        [](void*, const int32_t*, int64_t, ts_rows*) { return int32_t{TS_OK}; });
+        [](void*, const int32_t*, int64_t, treespec_rows*) { return int32_t{TREESPEC_OK}; });
   gives("TargetModel::prefill: logits: dtype must be",
-        [](void*, const int32_t*, int64_t, ts_rows* logits) {
+        [](void*, const int32_t*, int64_t, treespec_rows* logits) {
           logits->data = &kTable;
           logits->dtype = 17;
-          return int32_t{TS_OK};
+          return int32_t{TREESPEC_OK};
         });
   gives("TargetModel::prefill: logits must be [1, 11], got [1, 2]",
-        [](void*, const int32_t*, int64_t, ts_rows* logits) {
+        [](void*, const int32_t*, int64_t, treespec_rows* logits) {
           logits->data = &kTable;
           logits->width = 2;
-          return int32_t{TS_OK};
+          return int32_t{TREESPEC_OK};
         });
 }
 
@@ -566,26 +573,26 @@ void a_drafter_drafts_for_loops_of_ones_own() {
     TableTarget unused(kVocab, kTable);
     CDraft unused_draft(unused);
     const auto drafter = make_drafter(name, unused_draft);
-    const auto builder =
-        make<ts_builder>(ts_builder_create, "trie", static_cast<const ts_options*>(nullptr));
+    const auto builder = make<treespec_builder>(treespec_builder_create, "trie",
+                                                static_cast<const treespec_options*>(nullptr));
     NgramDraft ngram;
     SuffixDraft suffix;
     DraftModel& core = name == std::string("ngram") ? static_cast<DraftModel&>(ngram) : suffix;
     core.begin(ArrayView<const int32_t>(text.data(), 6), {});
     core.observe(ArrayView<const int32_t>(text.data() + 6, 4), {});
-    CHECK_OK(ts_drafter_begin(drafter.get(), text.data(), 6, nullptr));
-    CHECK_OK(ts_drafter_observe(drafter.get(), text.data() + 6, 4, nullptr));
-    auto options = initial<ts_build_options>(ts_build_options_init);
+    CHECK_OK(treespec_drafter_begin(drafter.get(), text.data(), 6, nullptr));
+    CHECK_OK(treespec_drafter_observe(drafter.get(), text.data() + 6, 4, nullptr));
+    auto options = initial<treespec_build_options>(treespec_build_options_init);
     options.node_budget = 6;
     options.max_depth = 3;
     options.root_token = 2;
-    const auto tree = make<ts_tree>(ts_drafter_build, drafter.get(), builder.get(),
-                                    static_cast<const ts_sampling*>(nullptr), &options);
+    const auto tree = make<treespec_tree>(treespec_drafter_build, drafter.get(), builder.get(),
+                                          static_cast<const treespec_sampling*>(nullptr), &options);
     const SamplingParams params;
     const TokenTree expected =
         build_tree(*make_builder("trie"), "trie", core.draft({2, {}, 3, 6, params}), 6);
-    auto data = sized<ts_tree_data>();
-    CHECK_OK(ts_tree_get_data(tree.get(), &data));
+    auto data = sized<treespec_tree_data>();
+    CHECK_OK(treespec_tree_get_data(tree.get(), &data));
     CHECK_EQUAL(data.token[0], 2);
     CHECK(expected.num_nodes() > 2);
     CHECK(std::equal(expected.token.begin() + 1, expected.token.end(), data.token + 1,
@@ -600,22 +607,22 @@ void where_nothing_could_be_drafted_the_drafter_is_not_asked() {
   CDraft draft(target);
   draft.trap = {"draft", 1};
   const auto drafter = make_drafter("model", draft);
-  const auto builder =
-      make<ts_builder>(ts_builder_create, "opt_tree", static_cast<const ts_options*>(nullptr));
-  for (int32_t ts_build_options::* nothing :
-       {&ts_build_options::node_budget, &ts_build_options::max_depth}) {
-    auto options = initial<ts_build_options>(ts_build_options_init);
+  const auto builder = make<treespec_builder>(treespec_builder_create, "opt_tree",
+                                              static_cast<const treespec_options*>(nullptr));
+  for (int32_t treespec_build_options::* nothing :
+       {&treespec_build_options::node_budget, &treespec_build_options::max_depth}) {
+    auto options = initial<treespec_build_options>(treespec_build_options_init);
     options.root_token = 2;
     options.*nothing = 0;
-    const auto root = make<ts_tree>(ts_drafter_build, drafter.get(), builder.get(),
-                                    static_cast<const ts_sampling*>(nullptr), &options);
-    auto data = sized<ts_tree_data>();
-    CHECK_OK(ts_tree_get_data(root.get(), &data));
+    const auto root = make<treespec_tree>(treespec_drafter_build, drafter.get(), builder.get(),
+                                          static_cast<const treespec_sampling*>(nullptr), &options);
+    auto data = sized<treespec_tree_data>();
+    CHECK_OK(treespec_tree_get_data(root.get(), &data));
     CHECK(data.num_nodes == 1 && data.token[0] == 2);
   }
 }
 
-/// A round by hand, without ts_decoder: the text is that of the decoder.
+/// A round by hand, without treespec_decoder: the text is that of the decoder.
 void a_loop_of_ones_own_gives_the_text_of_the_decoder() {
   constexpr int32_t kMaxNew = 30;
   Tokens kv;
@@ -627,46 +634,47 @@ void a_loop_of_ones_own_gives_the_text_of_the_decoder() {
   TableTarget target(kVocab, kTable);
   CDraft unused(target);
   const auto drafter = make_drafter("suffix", unused);
-  const auto builder =
-      make<ts_builder>(ts_builder_create, "opt_tree", static_cast<const ts_options*>(nullptr));
+  const auto builder = make<treespec_builder>(treespec_builder_create, "opt_tree",
+                                              static_cast<const treespec_options*>(nullptr));
   Tokens text = kPrompt;
-  ts_rows logits = c_rows(target.prefill(text));
-  ts_key key{5, 0, static_cast<uint32_t>(text.size())};
+  treespec_rows logits = c_rows(target.prefill(text));
+  treespec_key key{5, 0, static_cast<uint32_t>(text.size())};
   int32_t token = 0;
-  CHECK_OK(ts_sample(&logits, 0, nullptr, &key, &token));
-  CHECK_OK(ts_drafter_begin(drafter.get(), text.data(), 5, nullptr));
-  CHECK_OK(ts_drafter_observe(drafter.get(), &token, 1, nullptr));
+  CHECK_OK(treespec_sample(&logits, 0, nullptr, &key, &token));
+  CHECK_OK(treespec_drafter_begin(drafter.get(), text.data(), 5, nullptr));
+  CHECK_OK(treespec_drafter_observe(drafter.get(), &token, 1, nullptr));
   text.push_back(token);
   while (text.size() < kPrompt.size() + kMaxNew) {
-    auto options = initial<ts_build_options>(ts_build_options_init);
+    auto options = initial<treespec_build_options>(treespec_build_options_init);
     const auto prefix = static_cast<int32_t>(text.size()) - 1;
     options.node_budget = 12;
     options.max_depth = static_cast<int32_t>(kPrompt.size() + kMaxNew - text.size()) - 1;
     options.root_token = text.back();
     options.key = key = {5, 0, static_cast<uint32_t>(prefix)};
-    const auto tree = make<ts_tree>(ts_drafter_build, drafter.get(), builder.get(),
-                                    static_cast<const ts_sampling*>(nullptr), &options);
-    auto data = sized<ts_tree_data>();
-    CHECK_OK(ts_tree_get_data(tree.get(), &data));
+    const auto tree = make<treespec_tree>(treespec_drafter_build, drafter.get(), builder.get(),
+                                          static_cast<const treespec_sampling*>(nullptr), &options);
+    auto data = sized<treespec_tree_data>();
+    CHECK_OK(treespec_tree_get_data(tree.get(), &data));
     const auto n = static_cast<size_t>(data.num_nodes);
     std::vector<int32_t> positions(n), nodes(n + 1), tokens(n);
     std::vector<uint32_t> bits(n * ((n + 31) / 32));
-    CHECK_OK(ts_positions(tree.get(), prefix, positions.data(), data.num_nodes));
-    CHECK_OK(ts_mask_bits(tree.get(), bits.data(), static_cast<int64_t>(bits.size())));
+    CHECK_OK(treespec_positions(tree.get(), prefix, positions.data(), data.num_nodes));
+    CHECK_OK(treespec_mask_bits(tree.get(), bits.data(), static_cast<int64_t>(bits.size())));
     TokenTree core_tree;
     core_tree.token.assign(data.token, data.token + n);
     core_tree.parent.assign(data.parent, data.parent + n);
     complete_tree(core_tree);
     logits = c_rows(target.forward({core_tree, positions, bits, prefix}));
-    auto verify = sized<ts_verify_options>();
+    auto verify = sized<treespec_verify_options>();
     verify.key = key;
-    auto verdict = sized<ts_verdict>();
+    auto verdict = sized<treespec_verdict>();
     verdict.accepted_nodes = nodes.data() + 1;  // behind the root
     verdict.tokens = tokens.data();
     verdict.capacity = data.num_nodes;
-    CHECK_OK(ts_verify_logits(tree.get(), &logits, nullptr, nullptr, &verify, &verdict));
+    CHECK_OK(treespec_verify_logits(tree.get(), &logits, nullptr, nullptr, &verify, &verdict));
     target.commit(ArrayView<const int32_t>(nodes.data(), verdict.num_accepted + 1));
-    CHECK_OK(ts_drafter_observe(drafter.get(), tokens.data(), verdict.num_accepted + 1, nullptr));
+    CHECK_OK(
+        treespec_drafter_observe(drafter.get(), tokens.data(), verdict.num_accepted + 1, nullptr));
     text.insert(text.end(), tokens.begin(), tokens.begin() + verdict.num_accepted + 1);
   }
   CHECK(Tokens(text.begin() + 5, text.end()) == expected);
@@ -683,7 +691,7 @@ void decoders_run_in_threads_of_their_own() {
       const auto drafter = make_drafter("model", draft);
       const auto decoder = make_decoder(recipe, target, drafter.get());
       for (uint64_t seed = 0; seed < 20; ++seed) {
-        auto options = initial<ts_generate_options>(ts_generate_options_init);
+        auto options = initial<treespec_generate_options>(treespec_generate_options_init);
         options.seed = seed;
         options.max_new_tokens = 20;
         GenerateOptions core;

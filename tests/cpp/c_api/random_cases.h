@@ -129,9 +129,9 @@ struct CModel {
 
   const RandomModel& model;
   std::vector<float> logprob;
-  int32_t answer = TS_OK;  ///< of the callback
+  int32_t answer = TREESPEC_OK;  ///< of the callback
 
-  void score(const ts_frontier_node* nodes, int64_t num_nodes, ts_candidates* rows) {
+  void score(const treespec_frontier_node* nodes, int64_t num_nodes, treespec_candidates* rows) {
     logprob.clear();
     for (int64_t i = 0; i < num_nodes; ++i) {
       model.append_row(nodes[i].token, nodes[i].depth, nodes[i].parent, logprob);
@@ -140,8 +140,8 @@ struct CModel {
     rows->num_rows = num_nodes;
     rows->width = rows->row_stride = model.vocab_size();
   }
-  static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nodes,
-                        ts_candidates* rows) {
+  static int32_t expand(void* user, const treespec_frontier_node* nodes, int64_t num_nodes,
+                        treespec_candidates* rows) {
     auto* self = static_cast<CModel*>(user);
     CHECK_EQUAL(rows->num_rows, num_nodes);
     self->score(nodes, num_nodes, rows);

@@ -48,19 +48,19 @@ std::vector<BuilderOptions> options_to_try(const std::string& builder) {
   return tried;
 }
 
-Owned<ts_options> c_options(const BuilderOptions& options) {
-  auto out = make<ts_options>(ts_options_create);
+Owned<treespec_options> c_options(const BuilderOptions& options) {
+  auto out = make<treespec_options>(treespec_options_create);
   for (const auto& [name, value] : options) {
     const char* key = name.c_str();
     if (const auto* whole = std::get_if<int64_t>(&value)) {
-      CHECK_OK(ts_options_set_integer(out.get(), key, *whole));
+      CHECK_OK(treespec_options_set_integer(out.get(), key, *whole));
     } else if (const auto* real = std::get_if<double>(&value)) {
-      CHECK_OK(ts_options_set_number(out.get(), key, *real));
+      CHECK_OK(treespec_options_set_number(out.get(), key, *real));
     } else if (const auto* text = std::get_if<std::string>(&value)) {
-      CHECK_OK(ts_options_set_text(out.get(), key, text->c_str()));
+      CHECK_OK(treespec_options_set_text(out.get(), key, text->c_str()));
     } else if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) {
-      CHECK_OK(ts_options_set_integers(out.get(), key, list->data(),
-                                       static_cast<int64_t>(list->size())));
+      CHECK_OK(treespec_options_set_integers(out.get(), key, list->data(),
+                                             static_cast<int64_t>(list->size())));
     } else {
       std::vector<double> values;
       std::vector<int64_t> sizes;
@@ -68,16 +68,17 @@ Owned<ts_options> c_options(const BuilderOptions& options) {
         values.insert(values.end(), row.begin(), row.end());
         sizes.push_back(static_cast<int64_t>(row.size()));
       }
-      CHECK_OK(ts_options_set_table(out.get(), key, values.data(), sizes.data(),
-                                    static_cast<int64_t>(sizes.size())));
+      CHECK_OK(treespec_options_set_table(out.get(), key, values.data(), sizes.data(),
+                                          static_cast<int64_t>(sizes.size())));
     }
   }
   return out;
 }
 
-Owned<ts_builder> c_builder(const std::string& name, const BuilderOptions& options) {
+Owned<treespec_builder> c_builder(const std::string& name, const BuilderOptions& options) {
   const auto known = c_options(options);
-  return make<ts_builder>(ts_builder_create, name.c_str(), known.get());  // may outlive its options
+  return make<treespec_builder>(treespec_builder_create, name.c_str(),
+                                known.get());  // may outlive its options
 }
 
 template <class T>
@@ -87,9 +88,9 @@ bool same(const std::vector<T>& expected, const T* data, int64_t size) {
 }
 
 /// All arrays, bit for bit.
-bool same_tree(const ts_tree* tree, const TokenTree& expected) {
-  auto data = sized<ts_tree_data>();
-  CHECK_OK(ts_tree_get_data(tree, &data));
+bool same_tree(const treespec_tree* tree, const TokenTree& expected) {
+  auto data = sized<treespec_tree_data>();
+  CHECK_OK(treespec_tree_get_data(tree, &data));
   const int64_t n = data.num_nodes;
   const DraftRows& law = expected.draft_probs;
   const bool same_law =
@@ -102,11 +103,11 @@ bool same_tree(const ts_tree* tree, const TokenTree& expected) {
          same(expected.depth, data.depth, n) && same(expected.path_logprob, data.path_logprob, n) &&
          same(expected.draw_offset, data.draw_offset, n + 1) &&
          same(expected.draw, data.draw, data.num_draws) &&
-         data.proposal == static_cast<ts_proposal>(expected.proposal);
+         data.proposal == static_cast<treespec_proposal>(expected.proposal);
 }
 
-ts_build_options c_build_options(int32_t node_budget, const RoundKey& key) {
-  auto options = initial<ts_build_options>(ts_build_options_init);
+treespec_build_options c_build_options(int32_t node_budget, const RoundKey& key) {
+  auto options = initial<treespec_build_options>(treespec_build_options_init);
   options.node_budget = node_budget;
   options.root_token = kRoot;
   options.key = {key.seed, key.sequence_id, key.position};
@@ -114,20 +115,21 @@ ts_build_options c_build_options(int32_t node_budget, const RoundKey& key) {
 }
 
 /// The pull-style growth, fed by hand.
-Owned<ts_tree> grow_step_by_step(const ts_builder* builder, const ts_build_options& options,
-                                 const RandomModel& model) {
-  const auto growth = make<ts_growth>(ts_growth_create, builder, &options);
+Owned<treespec_tree> grow_step_by_step(const treespec_builder* builder,
+                                       const treespec_build_options& options,
+                                       const RandomModel& model) {
+  const auto growth = make<treespec_growth>(treespec_growth_create, builder, &options);
   CModel scores(model);
   for (;;) {
-    const ts_frontier_node* nodes = nullptr;
+    const treespec_frontier_node* nodes = nullptr;
     int64_t num_nodes = 0;
-    CHECK_OK(ts_growth_get_frontier(growth.get(), &nodes, &num_nodes));
+    CHECK_OK(treespec_growth_get_frontier(growth.get(), &nodes, &num_nodes));
     if (num_nodes == 0) break;
-    ts_candidates rows{};
+    treespec_candidates rows{};
     scores.score(nodes, num_nodes, &rows);
-    CHECK_OK(ts_growth_supply(growth.get(), &rows));
+    CHECK_OK(treespec_growth_supply(growth.get(), &rows));
   }
-  return make<ts_tree>(ts_growth_finish, growth.get());
+  return make<treespec_tree>(treespec_growth_finish, growth.get());
 }
 
 /// A source of each kind, for the core and for C.
@@ -143,13 +145,15 @@ struct Sources {
         trie(nodes.parent, nodes.token, nodes.logprob),
         expander(model, kRoot),
         c_model(model) {
-    c_source[0] = make<ts_source>(ts_marginals_create, lists.token.data(), lists.logprob.data(),
-                                  int64_t{4}, int64_t{6});
-    c_source[1] = make<ts_source>(ts_transitions_create, linked.token.data(), linked.logprob.data(),
-                                  linked.next.data(), int64_t{4}, int64_t{3}, int64_t{5});
-    c_source[2] = make<ts_source>(ts_expander_create, CModel::expand, static_cast<void*>(&c_model));
-    c_source[3] = make<ts_source>(ts_trie_create, nodes.parent.data(), nodes.token.data(),
-                                  nodes.logprob.data(), int64_t{40});
+    c_source[0] = make<treespec_source>(treespec_marginals_create, lists.token.data(),
+                                        lists.logprob.data(), int64_t{4}, int64_t{6});
+    c_source[1] = make<treespec_source>(treespec_transitions_create, linked.token.data(),
+                                        linked.logprob.data(), linked.next.data(), int64_t{4},
+                                        int64_t{3}, int64_t{5});
+    c_source[2] = make<treespec_source>(treespec_expander_create, CModel::expand,
+                                        static_cast<void*>(&c_model));
+    c_source[3] = make<treespec_source>(treespec_trie_create, nodes.parent.data(),
+                                        nodes.token.data(), nodes.logprob.data(), int64_t{40});
   }
 
   CandidateSource& core(SourceKind kind) {
@@ -165,7 +169,7 @@ struct Sources {
   Trie trie;
   ModelExpander expander;
   CModel c_model;
-  Owned<ts_source> c_source[4];
+  Owned<treespec_source> c_source[4];
 };
 
 /// Calls `visit(tree of the core, tree of C, key)` for every builder, option and kind of source.
@@ -184,9 +188,9 @@ void for_every_tree(uint64_t seed, Visit&& visit) {
         const int32_t budget = 9 + below(sources.random, 12);
         TokenTree tree = build_tree(*builder, name, sources.core(kind), budget, key);
         tree.token[0] = kRoot;
-        const ts_build_options wanted = c_build_options(budget, key);
-        ts_source* source = sources.c_source[static_cast<size_t>(kind)].get();
-        const auto c_tree = make<ts_tree>(ts_tree_build, handle.get(), source, &wanted);
+        const treespec_build_options wanted = c_build_options(budget, key);
+        treespec_source* source = sources.c_source[static_cast<size_t>(kind)].get();
+        const auto c_tree = make<treespec_tree>(treespec_tree_build, handle.get(), source, &wanted);
         CHECK(same_tree(c_tree.get(), tree));
         if (kind == SourceKind::kExpander) {
           CHECK(same_tree(grow_step_by_step(handle.get(), wanted, sources.model).get(), tree));
@@ -198,29 +202,30 @@ void for_every_tree(uint64_t seed, Visit&& visit) {
 }
 
 void names_are_those_of_the_tables() {
-  CHECK_EQUAL(ts_num_builders(), builders().size());
-  CHECK_EQUAL(ts_num_verifiers(), verifiers().size());
+  CHECK_EQUAL(treespec_num_builders(), builders().size());
+  CHECK_EQUAL(treespec_num_verifiers(), verifiers().size());
   for (int64_t i = 0; i < builders().size(); ++i) {
-    CHECK(builders()[i].name == ts_builder_name(i));
-    CHECK(builders()[i].summary == ts_builder_summary(i));
+    CHECK(builders()[i].name == treespec_builder_name(i));
+    CHECK(builders()[i].summary == treespec_builder_summary(i));
   }
   for (int64_t i = 0; i < verifiers().size(); ++i) {
-    CHECK(verifiers()[i].name == ts_verifier_name(i));
-    CHECK(verifiers()[i].summary == ts_verifier_summary(i));
+    CHECK(verifiers()[i].name == treespec_verifier_name(i));
+    CHECK(verifiers()[i].summary == treespec_verifier_summary(i));
   }
   for (const int64_t i : {int64_t{-1}, int64_t{1} << 40}) {
-    CHECK(ts_builder_name(i) == nullptr && ts_builder_summary(i) == nullptr);
-    CHECK(ts_verifier_name(i) == nullptr && ts_verifier_summary(i) == nullptr);
+    CHECK(treespec_builder_name(i) == nullptr && treespec_builder_summary(i) == nullptr);
+    CHECK(treespec_verifier_name(i) == nullptr && treespec_verifier_summary(i) == nullptr);
   }
-  for (ts_proposal proposal = TS_DETERMINISTIC; proposal <= TS_TOP_PLUS_ONE; ++proposal) {
+  for (treespec_proposal proposal = TREESPEC_DETERMINISTIC; proposal <= TREESPEC_TOP_PLUS_ONE;
+       ++proposal) {
     for (const bool greedy : {false, true}) {
       CHECK(auto_verifier(static_cast<Proposal>(proposal), greedy) ==
-            ts_auto_verifier(proposal, greedy));
+            treespec_auto_verifier(proposal, greedy));
     }
   }
-  CHECK(ts_auto_verifier(4, 0) == nullptr && ts_auto_verifier(-1, 0) == nullptr);
-  CHECK_EQUAL(ts_abi_version(), uint32_t{TREESPEC_C_ABI_VERSION});
-  CHECK(std::string(ts_version()) == kVersion);
+  CHECK(treespec_auto_verifier(4, 0) == nullptr && treespec_auto_verifier(-1, 0) == nullptr);
+  CHECK_EQUAL(treespec_abi_version(), uint32_t{TREESPEC_C_ABI_VERSION});
+  CHECK(std::string(treespec_version()) == kVersion);
 }
 
 void a_builder_says_what_it_reads_and_makes() {
@@ -228,9 +233,9 @@ void a_builder_says_what_it_reads_and_makes() {
     for (const BuilderOptions& options : options_to_try(std::string(info.name))) {
       const auto builder = make_builder(info.name, options);
       const auto handle = c_builder(std::string(info.name), options);
-      auto known = sized<ts_builder_info>();
-      CHECK_OK(ts_builder_get_info(handle.get(), &known));
-      CHECK_EQUAL(known.proposal, static_cast<ts_proposal>(builder->proposal()));
+      auto known = sized<treespec_builder_info>();
+      CHECK_OK(treespec_builder_get_info(handle.get(), &known));
+      CHECK_EQUAL(known.proposal, static_cast<treespec_proposal>(builder->proposal()));
       CHECK_EQUAL(known.makes_chains, static_cast<int32_t>(builder->makes_chains()));
       for (uint32_t kind = 0; kind < 4; ++kind) {
         CHECK_EQUAL(known.source_kinds >> kind & 1u,
@@ -243,15 +248,15 @@ void a_builder_says_what_it_reads_and_makes() {
 void every_builder_grows_the_tree_of_the_core() {
   int drawn = 0, trees = 0;
   for (uint64_t seed = 0; seed < 6; ++seed) {
-    for_every_tree(seed, [&](const TokenTree& tree, const ts_tree* c_tree, const RoundKey&) {
-      CHECK_OK(ts_tree_check(c_tree));
+    for_every_tree(seed, [&](const TokenTree& tree, const treespec_tree* c_tree, const RoundKey&) {
+      CHECK_OK(treespec_tree_check(c_tree));
       drawn += tree.draft_probs.empty() ? 0 : 1;
       ++trees;
       // From its arrays the same tree can be made again.
-      auto data = sized<ts_tree_data>();
-      CHECK_OK(ts_tree_get_data(c_tree, &data));
+      auto data = sized<treespec_tree_data>();
+      CHECK_OK(treespec_tree_get_data(c_tree, &data));
       data.depth = nullptr;
-      CHECK(same_tree(make<ts_tree>(ts_tree_create, &data).get(), tree));
+      CHECK(same_tree(make<treespec_tree>(treespec_tree_create, &data).get(), tree));
     });
   }
   CHECK(trees > 300 && drawn > 100 && drawn < trees);
@@ -268,10 +273,11 @@ void a_tree_ends_at_the_depth_that_is_asked_for() {
     for (const int32_t depth : {0, 1, 2}) {
       auto options = c_build_options(12, {1, 0, 2});
       options.max_depth = depth;
-      const auto tree = make<ts_tree>(ts_tree_build, handle.get(),
-                                      sources.c_source[static_cast<size_t>(kind)].get(), &options);
-      auto data = sized<ts_tree_data>();
-      CHECK_OK(ts_tree_get_data(tree.get(), &data));
+      const auto tree =
+          make<treespec_tree>(treespec_tree_build, handle.get(),
+                              sources.c_source[static_cast<size_t>(kind)].get(), &options);
+      auto data = sized<treespec_tree_data>();
+      CHECK_OK(treespec_tree_get_data(tree.get(), &data));
       CHECK_EQUAL(*std::max_element(data.depth, data.depth + data.num_nodes), depth);
     }
   }
@@ -281,17 +287,19 @@ void lists_are_ranked_and_linked_as_the_core_does() {
   Random random(9);
   const auto dtree = c_builder("dtree", {});
   const auto builder = make_builder("dtree");
-  const ts_build_options options = c_build_options(20, {});
+  const treespec_build_options options = c_build_options(20, {});
   std::vector<double> logits;
   for (int i = 0; i < 3 * 13; ++i) logits.push_back(4.0 * unit(random));
-  const ts_rows rows{logits.data(), TS_FLOAT64, 0, 3, kVocab, 13};
+  const treespec_rows rows{logits.data(), TREESPEC_FLOAT64, 0, 3, kVocab, 13};
   Marginals ranked =
       Marginals::from_logits({logits.data(), DType::kFloat64, 3, kVocab, 13}, 5, 0.8);
-  const auto c_ranked = make<ts_source>(ts_marginals_create_from_logits, &rows, int64_t{5}, 0.8);
+  const auto c_ranked =
+      make<treespec_source>(treespec_marginals_create_from_logits, &rows, int64_t{5}, 0.8);
   TokenTree expected = build_tree(*builder, "dtree", ranked, 20);
   expected.token[0] = kRoot;
-  CHECK(same_tree(make<ts_tree>(ts_tree_build, dtree.get(), c_ranked.get(), &options).get(),
-                  expected));
+  CHECK(same_tree(
+      make<treespec_tree>(treespec_tree_build, dtree.get(), c_ranked.get(), &options).get(),
+      expected));
 
   constexpr int32_t kDepth = 3, kLists = 4, kWidth = 5;
   const Lists lists = random_lists(random, kVocab, 1 + (kDepth - 1) * kLists, 1, kWidth);
@@ -302,14 +310,15 @@ void lists_are_ranked_and_linked_as_the_core_does() {
   link_transitions(lists.token.data(), lists.logprob.data(), owner.data(), kDepth, kLists, kWidth,
                    token.data(), logprob.data(), next.data());
   Transitions linked(token.data(), logprob.data(), next.data(), kDepth, kLists, kWidth);
-  const auto c_linked =
-      make<ts_source>(ts_transitions_create_linked, lists.token.data(), lists.logprob.data(),
-                      owner.data(), int64_t{kDepth}, int64_t{kLists}, int64_t{kWidth});
+  const auto c_linked = make<treespec_source>(
+      treespec_transitions_create_linked, lists.token.data(), lists.logprob.data(), owner.data(),
+      int64_t{kDepth}, int64_t{kLists}, int64_t{kWidth});
   expected = build_tree(*builder, "dtree", linked, 20);
   expected.token[0] = kRoot;
   CHECK(expected.num_nodes() > 6);
-  CHECK(same_tree(make<ts_tree>(ts_tree_build, dtree.get(), c_linked.get(), &options).get(),
-                  expected));
+  CHECK(same_tree(
+      make<treespec_tree>(treespec_tree_build, dtree.get(), c_linked.get(), &options).get(),
+      expected));
 }
 
 /// What a GPU hands over: the best of every row, ranked or not, with padding.
@@ -319,8 +328,8 @@ struct ListModel {
   /// Each node has tokens of its own.
   static int32_t shift(int32_t index) { return 10 * index; }
 
-  static int32_t expand(void* user, const ts_frontier_node* nodes, int64_t num_nodes,
-                        ts_candidates* rows) {
+  static int32_t expand(void* user, const treespec_frontier_node* nodes, int64_t num_nodes,
+                        treespec_candidates* rows) {
     auto* self = static_cast<ListModel*>(user);
     self->token.clear();
     self->logprob.clear();
@@ -334,7 +343,7 @@ struct ListModel {
       self->logprob.insert(self->logprob.end(), {-INFINITY, 1.0f});
     }
     *rows = {self->logprob.data(), self->token.data(), num_nodes, 4, 5, self->ranked, 0};
-    return TS_OK;
+    return TREESPEC_OK;
   }
 
   int32_t ranked;
@@ -373,9 +382,10 @@ void an_expander_may_give_lists_in_place_of_rows() {
     const auto builder = c_builder(name, {});
     for (int32_t ranked = 0; ranked < 2; ++ranked) {
       ListModel model{ranked, {}, {}};
-      const auto source =
-          make<ts_source>(ts_expander_create, ListModel::expand, static_cast<void*>(&model));
-      const auto tree = make<ts_tree>(ts_tree_build, builder.get(), source.get(), &options);
+      const auto source = make<treespec_source>(treespec_expander_create, ListModel::expand,
+                                                static_cast<void*>(&model));
+      const auto tree =
+          make<treespec_tree>(treespec_tree_build, builder.get(), source.get(), &options);
       CHECK(same_tree(tree.get(), expected));
     }
   }
@@ -384,40 +394,41 @@ void an_expander_may_give_lists_in_place_of_rows() {
 // --- Masks ---------------------------------------------------------------------------------------
 
 template <class T>
-void check_additive(const ts_tree* c_tree, const TokenTree& tree, DType dtype) {
+void check_additive(const treespec_tree* c_tree, const TokenTree& tree, DType dtype) {
   const int64_t size = int64_t{tree.num_nodes() - 1} * (tree.num_nodes() + 7);
   std::vector<T> expected(static_cast<size_t>(size)), mask(expected);
   additive_mask(tree.parent, tree.depth, 1, 7, 3, dtype, expected.data());
-  CHECK_OK(ts_mask_additive(c_tree, 1, 7, 3, static_cast<ts_dtype>(dtype), mask.data(), size));
+  CHECK_OK(treespec_mask_additive(c_tree, 1, 7, 3, static_cast<treespec_dtype>(dtype), mask.data(),
+                                  size));
   CHECK(mask == expected);
 }
 
 void masks_and_positions_are_those_of_the_core() {
-  for_every_tree(11, [](const TokenTree& tree, const ts_tree* c_tree, const RoundKey&) {
+  for_every_tree(11, [](const TokenTree& tree, const treespec_tree* c_tree, const RoundKey&) {
     const int64_t n = tree.num_nodes();
     std::vector<uint32_t> bits(static_cast<size_t>(n * ((n + 31) / 32)));
-    CHECK_OK(ts_mask_bits(c_tree, bits.data(), static_cast<int64_t>(bits.size())));
+    CHECK_OK(treespec_mask_bits(c_tree, bits.data(), static_cast<int64_t>(bits.size())));
     CHECK(bits == ancestor_mask(tree.parent));
     std::vector<uint8_t> expected(static_cast<size_t>(n * (n + 4))), mask(expected);
     bool_mask(tree.parent, tree.depth, 0, 4, 0, expected.data());
-    CHECK_OK(ts_mask_bool(c_tree, 0, 4, 0, mask.data(), static_cast<int64_t>(mask.size())));
+    CHECK_OK(treespec_mask_bool(c_tree, 0, 4, 0, mask.data(), static_cast<int64_t>(mask.size())));
     CHECK(mask == expected);
     check_additive<float>(c_tree, tree, DType::kFloat32);
     check_additive<double>(c_tree, tree, DType::kFloat64);
     check_additive<uint16_t>(c_tree, tree, DType::kFloat16);
     check_additive<uint16_t>(c_tree, tree, DType::kBFloat16);
     std::vector<int32_t> rank(static_cast<size_t>(n)), end(rank), position(rank);
-    CHECK_OK(ts_mask_intervals(c_tree, rank.data(), end.data(), n));
+    CHECK_OK(treespec_mask_intervals(c_tree, rank.data(), end.data(), n));
     const Intervals intervals = preorder_intervals(tree.parent);
     CHECK(rank == intervals.rank && end == intervals.end);
-    CHECK_OK(ts_positions(c_tree, 40, position.data(), n));
+    CHECK_OK(treespec_positions(c_tree, 40, position.data(), n));
     CHECK(position == tree_positions(tree.depth, 40));
     const SequenceIds ids = sequence_ids(tree.parent);
     std::vector<int32_t> offset(static_cast<size_t>(n) + 1);
-    CHECK_OK(ts_mask_sequence_ids(c_tree, offset.data(), n + 1, nullptr, 0));
+    CHECK_OK(treespec_mask_sequence_ids(c_tree, offset.data(), n + 1, nullptr, 0));
     CHECK(offset == ids.offset);
     std::vector<int32_t> id(static_cast<size_t>(offset.back()));
-    CHECK_OK(ts_mask_sequence_ids(c_tree, offset.data(), n + 1, id.data(), offset.back()));
+    CHECK_OK(treespec_mask_sequence_ids(c_tree, offset.data(), n + 1, id.data(), offset.back()));
     CHECK(offset == ids.offset && id == ids.id);
   });
 }
@@ -455,8 +466,8 @@ struct Rows {
     if (dtype == DType::kBFloat16) fill<uint16_t>(values);
   }
   RowsView core() const { return {bytes.data(), dtype, num_rows, width, row_stride}; }
-  ts_rows c() const {
-    return {bytes.data(), static_cast<ts_dtype>(dtype), 0, num_rows, width, row_stride};
+  treespec_rows c() const {
+    return {bytes.data(), static_cast<treespec_dtype>(dtype), 0, num_rows, width, row_stride};
   }
 
   DType dtype;
@@ -481,7 +492,7 @@ struct CVerdict {
   }
 
   std::vector<int32_t> nodes, tokens;
-  ts_verdict data{};
+  treespec_verdict data{};
 };
 
 struct Counts {
@@ -496,7 +507,7 @@ void for_every_verifier(const TokenTree& tree, const RoundKey& key, Counts& coun
                         Call&& call) {
   for (const VerifierInfo& info : verifiers()) {
     const std::string name(info.name);
-    auto options = sized<ts_verify_options>();
+    auto options = sized<treespec_verify_options>();
     options.verifier = name.c_str();
     options.key = {key.seed, key.sequence_id, key.position};
     options.lossy = name == "typical";
@@ -505,8 +516,8 @@ void for_every_verifier(const TokenTree& tree, const RoundKey& key, Counts& coun
     const std::string text =
         thrown_text<InvalidArgument>([&] { expected = decide(name, options.lossy != 0); });
     if (expected.next_token < 0) {
-      CHECK_FAILS(TS_INVALID_ARGUMENT, text, call(&options, &verdict.data));
-      CHECK_EQUAL(text, std::string(ts_last_error()));
+      CHECK_FAILS(TREESPEC_INVALID_ARGUMENT, text, call(&options, &verdict.data));
+      CHECK_EQUAL(text, std::string(treespec_last_error()));
       CHECK_EQUAL(verdict.nodes[0], -7);
       ++counts.refusals[name];
       continue;
@@ -534,20 +545,21 @@ void every_verifier_decides_as_the_core_on_probabilities() {
   Counts counts;
   Random random(1);
   for (uint64_t seed = 20; seed < 23; ++seed) {
-    for_every_tree(seed, [&](const TokenTree& tree, const ts_tree* c_tree, const RoundKey& key) {
-      const auto dtype = unit(random) < 0.5 ? DType::kFloat32 : DType::kFloat64;
-      const Rows rows(random_laws(random, tree.num_nodes(), tree), kVocab, dtype);
-      const ts_rows c_rows = rows.c();
-      for_every_verifier(
-          tree, key, counts,
-          [&](const std::string& name, bool lossy) {
-            ProbabilityRows target(rows.core(), tree.num_nodes());
-            return verify(name, tree, target, DraftLaw(tree.draft_probs), Coins(key), lossy);
-          },
-          [&](const ts_verify_options* options, ts_verdict* verdict) {
-            return ts_verify(c_tree, &c_rows, nullptr, options, verdict);
-          });
-    });
+    for_every_tree(
+        seed, [&](const TokenTree& tree, const treespec_tree* c_tree, const RoundKey& key) {
+          const auto dtype = unit(random) < 0.5 ? DType::kFloat32 : DType::kFloat64;
+          const Rows rows(random_laws(random, tree.num_nodes(), tree), kVocab, dtype);
+          const treespec_rows c_rows = rows.c();
+          for_every_verifier(
+              tree, key, counts,
+              [&](const std::string& name, bool lossy) {
+                ProbabilityRows target(rows.core(), tree.num_nodes());
+                return verify(name, tree, target, DraftLaw(tree.draft_probs), Coins(key), lossy);
+              },
+              [&](const treespec_verify_options* options, treespec_verdict* verdict) {
+                return treespec_verify(c_tree, &c_rows, nullptr, options, verdict);
+              });
+        });
   }
   for (const VerifierInfo& info : verifiers()) CHECK(counts.runs[std::string(info.name)] > 5);
   CHECK(counts.refusals["traversal"] > 5 && counts.refusals["block"] > 5);
@@ -558,12 +570,13 @@ void every_verifier_decides_as_the_core_on_logits() {
   Counts counts;
   Random random(2);
   for (uint64_t seed = 30; seed < 33; ++seed) {
-    for_every_tree(seed, [&](const TokenTree& tree, const ts_tree* c_tree, const RoundKey& key) {
+    for_every_tree(seed, [&](const TokenTree& tree, const treespec_tree* c_tree,
+                             const RoundKey& key) {
       const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16};
       std::vector<double> logits = random_laws(random, tree.num_nodes(), tree);
       for (double& value : logits) value = 3.0 * std::log(value + 1e-3);
       const Rows rows(logits, kVocab, dtypes[below(random, 3)]);
-      const ts_rows c_rows = rows.c();
+      const treespec_rows c_rows = rows.c();
 
       SamplingParams params;
       params.temperature = unit(random) < 0.2 ? 0.0 : 0.3 + unit(random);
@@ -574,21 +587,21 @@ void every_verifier_decides_as_the_core_on_logits() {
       params.presence_penalty = unit(random) < 0.5 ? 0.0 : 0.4;
       params.frequency_penalty = unit(random) < 0.5 ? 0.0 : 0.2;
       if (unit(random) < 0.5) params.logit_bias = {{2, 0.5}, {7, -INFINITY}};
-      std::vector<ts_logit_bias> bias;
+      std::vector<treespec_logit_bias> bias;
       for (const auto& [token, value] : params.logit_bias) bias.push_back({token, 0, value});
-      const ts_sampling sampling{sizeof(sampling),
-                                 params.temperature,
-                                 params.top_p,
-                                 params.min_p,
-                                 params.repetition_penalty,
-                                 params.presence_penalty,
-                                 params.frequency_penalty,
-                                 bias.data(),
-                                 static_cast<int32_t>(bias.size()),
-                                 params.top_k};
+      const treespec_sampling sampling{sizeof(sampling),
+                                       params.temperature,
+                                       params.top_p,
+                                       params.min_p,
+                                       params.repetition_penalty,
+                                       params.presence_penalty,
+                                       params.frequency_penalty,
+                                       bias.data(),
+                                       static_cast<int32_t>(bias.size()),
+                                       params.top_k};
       const std::vector<int32_t> prefix{1, 2, 2, 9, kRoot};
       std::vector<uint32_t> allowed(static_cast<size_t>(tree.num_nodes()), 0x7ff & ~2u);
-      auto processing = sized<ts_logit_options>();
+      auto processing = sized<treespec_logit_options>();
       processing.sampling = &sampling;
       processing.prefix_ids = prefix.data();
       processing.num_prefix_ids = 5;
@@ -605,8 +618,8 @@ void every_verifier_decides_as_the_core_on_logits() {
                              masked ? allowed.data() : nullptr);
             return verify(name, tree, target, DraftLaw(tree.draft_probs), Coins(key), lossy);
           },
-          [&](const ts_verify_options* options, ts_verdict* verdict) {
-            return ts_verify_logits(c_tree, &c_rows, nullptr, &processing, options, verdict);
+          [&](const treespec_verify_options* options, treespec_verdict* verdict) {
+            return treespec_verify_logits(c_tree, &c_rows, nullptr, &processing, options, verdict);
           });
     });
   }
@@ -615,14 +628,14 @@ void every_verifier_decides_as_the_core_on_logits() {
 
 void without_options_a_tree_is_verified_by_auto() {
   Random random(5);
-  for_every_tree(40, [&](const TokenTree& tree, const ts_tree* c_tree, const RoundKey&) {
+  for_every_tree(40, [&](const TokenTree& tree, const treespec_tree* c_tree, const RoundKey&) {
     const Rows rows(random_laws(random, tree.num_nodes(), tree), kVocab, DType::kFloat64);
-    const ts_rows c_rows = rows.c();
+    const treespec_rows c_rows = rows.c();
     ProbabilityRows target(rows.core(), tree.num_nodes());
     const std::string_view name = auto_verifier(tree.proposal, false);
     CVerdict verdict(tree.num_nodes());
     verdict.data.tokens = nullptr;
-    CHECK_OK(ts_verify(c_tree, &c_rows, nullptr, nullptr, &verdict.data));
+    CHECK_OK(treespec_verify(c_tree, &c_rows, nullptr, nullptr, &verdict.data));
     const Verdict expected =
         verify(name, tree, target, DraftLaw(tree.draft_probs), Coins(RoundKey{}));
     CHECK_EQUAL(verdict.data.next_token, expected.next_token);
@@ -631,7 +644,7 @@ void without_options_a_tree_is_verified_by_auto() {
 
     const SamplingParams params;
     LogitRows logits(rows.core(), tree, params, {}, nullptr);
-    CHECK_OK(ts_verify_logits(c_tree, &c_rows, nullptr, nullptr, nullptr, &verdict.data));
+    CHECK_OK(treespec_verify_logits(c_tree, &c_rows, nullptr, nullptr, nullptr, &verdict.data));
     CHECK_EQUAL(
         verdict.data.next_token,
         verify(name, tree, logits, DraftLaw(tree.draft_probs), Coins(RoundKey{})).next_token);
@@ -641,41 +654,42 @@ void without_options_a_tree_is_verified_by_auto() {
 void auto_is_greedy_at_temperature_0() {
   // A drawn tree without its law: above temperature 0 nothing that "auto" stands for can verify it.
   const int32_t token[2] = {kRoot, 3}, parent[2] = {-1, 0}, offset[3] = {0, 1, 1}, draw = 1;
-  auto data = sized<ts_tree_data>();
+  auto data = sized<treespec_tree_data>();
   data.num_nodes = 2;
   data.token = token;
   data.parent = parent;
   data.draw_offset = offset;
   data.draw = &draw;
   data.num_draws = 1;
-  data.proposal = TS_IID;
-  const auto tree = make<ts_tree>(ts_tree_create, &data);
+  data.proposal = TREESPEC_IID;
+  const auto tree = make<treespec_tree>(treespec_tree_create, &data);
   const float logits[8] = {0.0f, 1.0f, 2.0f, 3.0f, 5.0f, 1.0f, 2.0f, 3.0f};
-  const ts_rows rows{logits, TS_FLOAT32, 0, 2, 4, 4};
-  auto sampling = initial<ts_sampling>(ts_sampling_init);
-  auto processing = sized<ts_logit_options>();
+  const treespec_rows rows{logits, TREESPEC_FLOAT32, 0, 2, 4, 4};
+  auto sampling = initial<treespec_sampling>(treespec_sampling_init);
+  auto processing = sized<treespec_logit_options>();
   processing.sampling = &sampling;
   CVerdict verdict(2);
-  CHECK_FAILS(TS_INVALID_ARGUMENT, "draft_probs must be given",
-              ts_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
+  CHECK_FAILS(
+      TREESPEC_INVALID_ARGUMENT, "draft_probs must be given",
+      treespec_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
   sampling.temperature = 0.0;
-  CHECK_OK(ts_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
+  CHECK_OK(treespec_verify_logits(tree.get(), &rows, nullptr, &processing, nullptr, &verdict.data));
   CHECK(verdict.data.num_accepted == 1 && verdict.nodes[0] == 1 && verdict.data.next_token == 0);
 }
 
 void a_law_that_is_given_stands_in_for_the_trees_own() {
   Random random(6);
   int32_t differences = 0;
-  for_every_tree(41, [&](const TokenTree& tree, const ts_tree* c_tree, const RoundKey& key) {
+  for_every_tree(41, [&](const TokenTree& tree, const treespec_tree* c_tree, const RoundKey& key) {
     const Rows rows(random_laws(random, tree.num_nodes(), tree), kVocab, DType::kFloat64);
     const Rows law(random_laws(random, tree.num_nodes(), tree), kVocab, DType::kFloat32);
-    const ts_rows c_rows = rows.c(), c_law = law.c();
+    const treespec_rows c_rows = rows.c(), c_law = law.c();
     ProbabilityRows target(rows.core(), tree.num_nodes());
     const std::string_view name = auto_verifier(tree.proposal, false);
-    auto options = sized<ts_verify_options>();
+    auto options = sized<treespec_verify_options>();
     options.key = {key.seed, key.sequence_id, key.position};
     CVerdict verdict(tree.num_nodes());
-    CHECK_OK(ts_verify(c_tree, &c_rows, &c_law, &options, &verdict.data));
+    CHECK_OK(treespec_verify(c_tree, &c_rows, &c_law, &options, &verdict.data));
     CHECK(verdict.equals(verify(name, tree, target, DraftLaw(law.core()), Coins(key))));
     const Verdict own = verify(name, tree, target, DraftLaw(tree.draft_probs), Coins(key));
     if (!verdict.equals(own)) ++differences;
@@ -689,18 +703,18 @@ void a_row_is_sampled_as_the_core_does() {
     std::vector<double> logits;
     for (int32_t t = 0; t < 3 * kVocab; ++t) logits.push_back(4.0 * unit(random));
     const Rows rows(logits, kVocab, i % 2 == 0 ? DType::kFloat32 : DType::kFloat64);
-    const ts_rows c_rows = rows.c();
+    const treespec_rows c_rows = rows.c();
     SamplingParams params;
     params.temperature = i % 5 == 0 ? 0.0 : 0.8;
     params.top_p = 0.9;
     params.frequency_penalty = 0.3;
-    auto sampling = initial<ts_sampling>(ts_sampling_init);
+    auto sampling = initial<treespec_sampling>(treespec_sampling_init);
     sampling.temperature = params.temperature;
     sampling.top_p = 0.9;
     sampling.frequency_penalty = 0.3;
     const std::vector<int32_t> prompt{1, 4, 4};
     const uint32_t allowed = 0x5f7;
-    auto processing = sized<ts_logit_options>();
+    auto processing = sized<treespec_logit_options>();
     processing.sampling = &sampling;
     processing.prefix_ids = prompt.data();
     processing.num_prefix_ids = 3;
@@ -709,9 +723,9 @@ void a_row_is_sampled_as_the_core_does() {
     processing.num_allowed_words = 1;
     TargetRow law;
     process_logits(rows.core(), 1, params, {prompt, 1}, {}, &allowed, {}, law);
-    const ts_key key{i, 2, 3};
+    const treespec_key key{i, 2, 3};
     int32_t token = -1;
-    CHECK_OK(ts_sample(&c_rows, 1, &processing, &key, &token));
+    CHECK_OK(treespec_sample(&c_rows, 1, &processing, &key, &token));
     CHECK_EQUAL(token, sample_at_position(law, i, 2, 3));
   }
 }
@@ -723,11 +737,11 @@ void rows_of_a_cache_move_as_the_core_moves_them() {
   std::vector<char> expected = cache;
   const std::vector<int32_t> nodes{0, 2, 5};
   const KvBuffer core{expected.data(), kHeads, kRows * kStride, kStride, kBytes, kRows};
-  const ts_kv_buffer buffer{cache.data(), kHeads, kRows * kStride, kStride, kBytes, kRows};
+  const treespec_kv_buffer buffer{cache.data(), kHeads, kRows * kStride, kStride, kBytes, kRows};
   commit_kv(ArrayView<const KvBuffer>(&core, 1), 3, nodes);
-  CHECK_OK(ts_commit_kv(&buffer, 1, 3, nodes.data(), 3));
+  CHECK_OK(treespec_commit_kv(&buffer, 1, 3, nodes.data(), 3));
   CHECK(cache == expected);
-  CHECK_OK(ts_commit_kv(nullptr, 0, 0, nullptr, 0));
+  CHECK_OK(treespec_commit_kv(nullptr, 0, 0, nullptr, 0));
 }
 
 // --- Threads -------------------------------------------------------------------------------------
@@ -743,21 +757,22 @@ void a_builder_serves_many_threads_and_each_has_its_own_error() {
       const auto core = make_builder(
           "kary", {{"proposal", std::string("iid")}, {"expansion", std::vector<int64_t>{3, 2}}});
       CModel scores(model);
-      const auto source =
-          make<ts_source>(ts_expander_create, CModel::expand, static_cast<void*>(&scores));
+      const auto source = make<treespec_source>(treespec_expander_create, CModel::expand,
+                                                static_cast<void*>(&scores));
       const std::string text = "thread " + std::to_string(t);
       for (uint32_t i = 0; i < 100; ++i) {
-        ts_set_error(text.c_str());
+        treespec_set_error(text.c_str());
         const RoundKey key{t, 0, i};
         const auto options = c_build_options(9, key);
-        const auto tree = make<ts_tree>(ts_tree_build, builder.get(), source.get(), &options);
+        const auto tree =
+            make<treespec_tree>(treespec_tree_build, builder.get(), source.get(), &options);
         ModelExpander expander(model, kRoot);
         TokenTree expected = build_tree(*core, "kary", expander, 9, key);
         expected.token[0] = kRoot;
         if (!same_tree(tree.get(), expected)) ++wrong[t];
-        ts_set_error(text.c_str());
+        treespec_set_error(text.c_str());
         std::this_thread::yield();
-        if (text != ts_last_error()) ++wrong[t];
+        if (text != treespec_last_error()) ++wrong[t];
       }
     });
   }
