@@ -95,7 +95,7 @@ class Manifest:
     max_context
         Positions it may be asked for, tree nodes included.
     max_nodes
-        Most rows of a forward: what engines are built for.
+        Most nodes of a tree, its root included: what engines are built for, and runtimes allow.
     layers, layers_width
         Target layers whose outputs are ``features [B, N, layers_width]``: given by a target, read
         by a drafter.

@@ -718,6 +718,7 @@ def test_what_cannot_be_served_is_said_before_it_is_served(folder, server, tmp_p
     assert "--slots" in failure(folder, "--slots", "0")
     assert "--connections" in failure(folder, "--slots", "8", "--connections", "9")
     assert "treespec.json" in failure(folder, "--drafter", str(tmp_path))
+    assert "--nodes must be below 256" in failure(folder, "--nodes", "256")
     assert "model" in failure(folder, model="nowhere")
     port = httpx.URL(server.url).port
     assert f":{port}" in failure(folder, port=port)

@@ -444,6 +444,7 @@ REFUSED = [
     ({"backend_options": {"cores": 2}}, "backend_options of onnx must be among providers, threads"),
     ({"backend_options": {"threads": 0}}, "threads must be at least 1, got 0"),
     ({"backend_options": {"providers": "NoProvider"}}, "must be among .* got NoProvider"),
+    ({"node_budget": 32}, "trees must have at most 32 nodes with their root, .* got 33; lower"),
     ({"drafter": "demo:medusa"}, "target must be a transformers model, got GraphTarget"),
     ({"drafter": "demo:treeflash"}, "target must be a transformers model, got GraphTarget"),
     ({"drafter_options": {"width": 4}}, "exported causal language models must be among none"),
@@ -489,6 +490,20 @@ def test_missing_features_are_asked_for_by_their_layers(folder, own_copy):
 def test_bfloat16_is_refused_on_a_cpu(folder):
     with pytest.raises(NotImplementedError, match="no bfloat16 on a CPU; export with --dtype"):
         treespec.load(folder("target in bfloat16"), None)
+
+
+def test_trees_are_as_large_as_the_target_was_exported_for_and_not_larger(load, folder):
+    assert load("target", None, node_budget=32).node_budget == 32  # of no use without a drafter
+    largest = load("target", "causal_lm", node_budget=31, builder="kary")
+    plain = load("target", None)
+    assert texts(largest, ragged_prompts()) == texts(plain, ragged_prompts())
+    target = load_target(folder("target"))
+    sequence = target.open(80)
+    target.prefill([sequence], [np.arange(40)], Needs())  # prompts have no such limit
+    with pytest.raises(ValueError, match=r"at most 32 nodes with their root, .* got 33"):
+        target.forward([sequence], [TreeRows.chain(np.arange(33))], Needs())
+    assert sequence.pending == 0
+    target.forward([sequence], [TreeRows.chain(np.arange(32))], Needs())
 
 
 def test_a_text_that_does_not_fit_is_refused_before_any_work(load):

@@ -317,14 +317,31 @@ def test_threads_with_sessions_of_their_own_do_not_disturb_each_other(tensorrt, 
 # --- what is refused ---------------------------------------------------------------------------
 
 
-def test_more_rows_than_the_engine_is_built_for_are_refused(tensorrt, prefilled):
-    target, sequence = prefilled(max_nodes=16, prefill_rows=16)
-    with pytest.raises(ValueError, match="nodes must be at most 16, which the engine is built for"):
-        forward(target, sequence, 17)
+def a_run(session, nodes, **options):
+    """A session, and inputs and caches of a run of so many rows that see everything."""
+    own = session(**options)
+    inputs = {
+        "input_ids": np.zeros((1, nodes), np.int64),
+        "position_ids": np.zeros((1, nodes), np.int64),
+        "logit_rows": np.arange(nodes),
+        "attention_mask": np.ones((1, 1, nodes, own.capacity), np.bool_),
+        "write_index": np.array([0]),
+    }
+    shape = (1, 2, own.capacity, 8)
+    return own, inputs, [own.memory.zeros(shape, "float32") for _ in own.manifest.cache]
+
+
+def test_more_rows_than_the_engine_is_built_for_are_refused(tensorrt, prefilled, session):
     target, sequence = prefilled(max_nodes=16)
-    with pytest.raises(ValueError, match=r"must fit a profile of the engine \(decode"):
+    with pytest.raises(ValueError, match=r"at most 16 nodes with their root, .* got 17"):
         forward(target, sequence, 17)
     forward(target, sequence, 16)
+    own = session(max_nodes=16, prefill_rows=16)
+    with pytest.raises(ValueError, match="nodes must be at most 16, which the engine is built for"):
+        own.padded("nodes", 17, 100)
+    own, inputs, cache = a_run(session, 17, max_nodes=16)
+    with pytest.raises(ValueError, match=r"must fit a profile of the engine \(decode"):
+        own.run(inputs, cache, ["logits"])
 
 
 def test_a_text_longer_than_the_engine_is_built_for_is_refused(tensorrt, session):
@@ -335,16 +352,8 @@ def test_a_text_longer_than_the_engine_is_built_for_is_refused(tensorrt, session
 
 
 def test_rows_behind_the_cache_are_refused_since_tensorrt_would_drop_them(tensorrt, session):
-    own = session()
-    shape = (1, 2, own.capacity, 8)
-    cache = [own.memory.zeros(shape, "float32") for _ in own.manifest.cache]
-    inputs = {
-        "input_ids": np.zeros((1, 4), np.int64),
-        "position_ids": np.zeros((1, 4), np.int64),
-        "logit_rows": np.arange(4),
-        "attention_mask": np.ones((1, 1, 4, own.capacity), np.bool_),
-        "write_index": np.array([own.capacity - 3]),
-    }
+    own, inputs, cache = a_run(session, 4)
+    inputs["write_index"] += own.capacity - 3
     with pytest.raises(ValueError, match=f"must end at {own.capacity}, .* got {own.capacity + 1}"):
         own.run(inputs, cache, ["logits"])
     inputs["write_index"] -= 1
@@ -367,16 +376,9 @@ def test_a_run_gives_as_many_logit_rows_as_are_asked_for(tensorrt, session):
 
 
 def test_memory_that_is_not_aligned_is_refused(tensorrt, session):
-    own = session()
+    own, inputs, _ = a_run(session, 1)
     rows = own.memory.zeros((1, 2, own.capacity + 1, 8), "float32")
     crooked = rows.flatten()[1 : 1 + 2 * own.capacity * 8].reshape(1, 2, own.capacity, 8)
-    inputs = {
-        "input_ids": np.zeros((1, 1), np.int64),
-        "position_ids": np.zeros((1, 1), np.int64),
-        "logit_rows": np.arange(1),
-        "attention_mask": np.ones((1, 1, 1, own.capacity), np.bool_),
-        "write_index": np.array([0]),
-    }
     with pytest.raises(RuntimeError, match="cache_keys_0 must be at a multiple of 256"):
         own.run(inputs, [crooked] * len(own.manifest.cache), ["logits"])
 

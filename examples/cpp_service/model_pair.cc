@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "treespec/drafts.h"
@@ -27,6 +29,12 @@ Options resolved(Options options) {
 ModelPair::ModelPair(const Options& options) : options_(resolved(options)) {
   const treespec::OrtOptions run{options.threads};
   target_ = treespec::OrtModel::load(options_.model, run);
+  const int32_t max_nodes = manifest().max_nodes;
+  if (options_.drafter != "none" && options_.nodes >= max_nodes) {
+    throw std::runtime_error(
+        "--nodes must be below " + std::to_string(max_nodes) + ", which " + options_.model +
+        " was exported for (treespec export --max-nodes), got " + std::to_string(options_.nodes));
+  }
   const std::string& name = options_.drafter;
   if (name == "none" || name == "suffix" || name == "ngram") return;
   drafter_ = treespec::OrtModel::load(name, run);

@@ -115,3 +115,9 @@ def check_needs(target: Any, drafter: Drafter | None) -> None:
     """Refuse a drafter that reads states an exported target does not give."""
     if drafter is not None and hasattr(target, "check_needs"):
         target.check_needs(drafter.needs)
+
+
+def check_budget(target: Any, node_budget: int) -> None:
+    """Refuse trees that are larger than an exported target was made for."""
+    if hasattr(target, "check_nodes"):
+        target.check_nodes(node_budget + 1)

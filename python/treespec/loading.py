@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from treespec.backends import BACKENDS, check_needs, make_drafter, make_target, open_session
+from treespec.backends import (
+    BACKENDS,
+    check_budget,
+    check_needs,
+    make_drafter,
+    make_target,
+    open_session,
+)
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
@@ -82,7 +89,7 @@ def load(
     else:
         made = _make_drafter(drafter, context, drafter_options or {})
     check_needs(model, made)
-    return SpeculativeDecoder(
+    decoder = SpeculativeDecoder(
         model,
         made,
         tokenizer=tokenizer,
@@ -95,6 +102,9 @@ def load(
         lossy=lossy,
         graph=graph,
     )
+    if made is not None:
+        check_budget(model, decoder.planner.max_nodes)
+    return decoder
 
 
 def _runtime(backend: str, path: Any, target: Any, options: Mapping[str, Any]) -> str | None:

@@ -45,6 +45,10 @@ void CausalGraph::check(const Segment& segment) const {
   const int64_t limit = max_rows(segment.size());
   TREESPEC_CHECK(segment.size() <= limit, "ExportedModel: rows of a forward must be at most the ",
                  limit, " that '", m.folder, "' was built for, got ", segment.size());
+  TREESPEC_CHECK(!segment.all_logits || segment.size() <= m.max_nodes,
+                 "ExportedModel: trees must have at most the ", m.max_nodes,
+                 " nodes with their root that '", m.folder, "' was exported for, got ",
+                 segment.size(), "; lower node_budget, or raise max_nodes");
   const int64_t depth = segment.depth.empty()
                             ? segment.size() - 1
                             : *std::max_element(segment.depth.begin(), segment.depth.end());

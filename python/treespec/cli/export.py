@@ -57,7 +57,9 @@ def export(
             "runtimes that lack TensorScatter.",
         ),
     ] = "in-place",
-    max_nodes: Annotated[int, typer.Option(metavar="N", min=1, help="Most nodes of a tree.")] = 256,
+    max_nodes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Most nodes of a tree, with its root.")
+    ] = 256,
     max_context: Annotated[
         int | None,
         typer.Option(

@@ -74,6 +74,22 @@ class GraphRunner:
         """Where logits and states are."""
         return self._session.memory.device
 
+    def check_nodes(self, nodes: int) -> None:
+        """Refuse a tree, of so many nodes with its root, that is larger than the graph is made for.
+
+        Raises
+        ------
+        ValueError
+            With the limit, and how to have a higher one.
+        """
+        most, manifest = self.manifest.max_nodes, self.manifest
+        if nodes > most:
+            raise ValueError(
+                f"forward: trees must have at most {most} nodes with their root, which the "
+                f"{manifest.role} {manifest.model} was exported or its engine built for, got "
+                f"{nodes}; lower node_budget, or raise max_nodes"
+            )
+
     def forward(
         self,
         segments: Sequence[Segment],
@@ -101,9 +117,12 @@ class GraphRunner:
         Raises
         ------
         ValueError
-            If a segment does not fit; nothing has changed then.
+            If a segment does not fit, or all logits are wanted of more rows than the graph is made
+            for; nothing has changed then.
         """
         _check(segments)
+        if logits == "all":
+            self.check_nodes(max(map(len, segments)))
         limit = most_together(
             self._session,
             [segment.sequence.length + segment.first for segment in segments],

@@ -71,6 +71,16 @@ class GraphTarget:
                 f"--features {asked}"
             )
 
+    def check_nodes(self, nodes: int) -> None:
+        """Refuse trees of so many nodes, the root included, if the target was exported for fewer.
+
+        Raises
+        ------
+        ValueError
+            Naming the limit.
+        """
+        self.runner.check_nodes(nodes)
+
     def open(self, capacity: int) -> KvSlot:
         """A new sequence of `capacity` rows."""
         return self.runner.pool.open(capacity)

@@ -316,6 +316,19 @@ void engines_of_fixed_size_are_filled_and_not_exceeded() {
   }
 }
 
+void trees_are_as_large_as_the_target_was_exported_for_and_not_larger() {
+  const Models models(CacheStyle::kInPlace);
+  const int32_t max_nodes = models.target->manifest().max_nodes;
+  auto chain = recipe("chain");
+  chain.node_budget = max_nodes - 1;  // and the root
+  ExportedDraft draft(models.causal, models.target->manifest());
+  CHECK(generate(models, &draft, options(90), chain) == greedy_text(kPrompt, 90));
+  ++chain.node_budget;
+  CHECK_THROWS(InvalidArgument, generate(models, &draft, options(90), chain));
+  const Tokens prompt(static_cast<size_t>(max_nodes) + 1, 3);  // has no such limit
+  CHECK(generate(models, nullptr, options(9), chain, prompt) == greedy_text(prompt, 9));
+}
+
 void wrong_pairs_steps_and_options_are_refused() {
   const Models models(CacheStyle::kInPlace);
   const ExportManifest& manifest = models.target->manifest();
@@ -514,6 +527,7 @@ int main() {
   a_failed_run_leaves_everything_usable();
   memory_that_runs_out_loses_the_text_and_nothing_else();
   engines_of_fixed_size_are_filled_and_not_exceeded();
+  trees_are_as_large_as_the_target_was_exported_for_and_not_larger();
   wrong_pairs_steps_and_options_are_refused();
   a_drafter_of_another_vocabulary_is_cut_or_read_as_far_as_it_goes();
   batches_give_each_text_of_its_own_run_in_merged_forwards();

@@ -53,7 +53,7 @@ struct ExportManifest {
   CacheStyle cache_style = CacheStyle::kInPlace;
   int32_t vocab_size = 0;
   int32_t max_context = 0;  ///< positions it may be asked for
-  int32_t max_nodes = 0;    ///< most rows of a forward that an engine is built for
+  int32_t max_nodes = 0;    ///< most nodes of a tree, its root included
   std::vector<MaskInput> masks;
   std::vector<CacheInput> cache;
   std::vector<int32_t> eos_token_ids;
@@ -104,9 +104,9 @@ class ExportedTarget final : public TargetModel {
   ~ExportedTarget() override;
   int32_t vocab_size() const override;
   int32_t max_context() const override;
-  /// These throw InvalidArgument for positions beyond the manifest's max_context, token ids outside
-  /// the vocabulary, and a step that does not continue what is committed; std::runtime_error when
-  /// the runtime fails. The next `prefill` starts afresh.
+  /// These throw InvalidArgument for positions beyond the manifest's max_context, trees of more
+  /// than its max_nodes, token ids outside the vocabulary, and a step that does not continue what
+  /// is committed; std::runtime_error when the runtime fails. The next `prefill` starts afresh.
   RowsView prefill(ArrayView<const int32_t> token_ids) override;
   RowsView forward(const TreeStep& step) override;
   void commit(ArrayView<const int32_t> nodes) override;
