@@ -12,6 +12,7 @@ import numpy.typing as npt
 from treespec import _core
 from treespec.calibration import Calibration
 from treespec.generation import RoundRecord
+from treespec.reliability import trials_of
 from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
 
 
@@ -119,11 +120,7 @@ class _Trials:
         self.accepted: list[bool] = []
 
     def count(self, record: RoundRecord) -> None:
-        tree, path = record.tree, record.verdict.accepted_nodes.tolist()
-        logprob = tree.path_logprob.astype(np.float64)
-        for node in (0, *path):
-            for child in tree.draws[node]:
-                probability = float(np.exp(min(0.0, logprob[child] - logprob[node])))
-                if probability > 0:
-                    self.probability.append(probability)
-                    self.accepted.append(int(child) in path)
+        trials = trials_of(record)
+        possible = trials.probability > 0
+        self.probability += trials.probability[possible].tolist()
+        self.accepted += trials.accepted[possible].tolist()
