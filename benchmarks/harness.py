@@ -1,128 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: interleaved timing, intervals of ratios, the machine, JSON."""
+"""What the benchmarks share: timing and intervals (of the package), options, JSON."""
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 
+from treespec.benchmarking.machine import machine
+from treespec.benchmarking.timing import (
+    Samples,
+    collected,
+    interleaved,
+    ratio_interval,
+    summarise,
+)
 
-@dataclass
-class Samples:
-    """Repetitions of one piece of work, in seconds.
-
-    Attributes
-    ----------
-    wall, cpu
-        Elapsed and process time. On a shared machine the second is the steadier one.
-    """
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def measure(self, work: Callable[[], Any]) -> Any:
-        """Run `work` once, keep its times, return its result."""
-        wall, cpu = perf_counter(), process_time()
-        result = work()
-        self.cpu.append(process_time() - cpu)
-        self.wall.append(perf_counter() - wall)
-        return result
-
-    def summary(self, clock: str = "wall") -> dict[str, float]:
-        """Median, minimum and the distance between the quartiles."""
-        return summarise(getattr(self, clock))
-
-
-def summarise(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, minimum and the distance between the quartiles of some samples."""
-    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
-    return {"median": median, "min": min(seconds), "spread": high - low}
-
-
-def interleaved(
-    works: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1, calls: int = 1
-) -> dict[str, Samples]:
-    """Time every piece of work in turn (A B C A B C), so that drift hits all of them alike.
-
-    Parameters
-    ----------
-    calls
-        Calls per sample, for work that is too short to be timed alone; samples are per call.
-    """
-    samples = {name: Samples() for name in works}
-    for repetition in range(warm_up + repetitions):
-        for name, work in works.items():
-            taken = Samples() if repetition < warm_up else samples[name]
-            with collected():
-                taken.measure(lambda work=work: [work() for _ in range(calls)])
-            taken.wall[-1] /= calls
-            taken.cpu[-1] /= calls
-    return samples
-
-
-@contextmanager
-def collected() -> Iterator[None]:
-    """Keep the garbage collector out of a timed block."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def ratio_interval(
-    numerator: Sequence[float], denominator: Sequence[float], draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Ratio of two sums of paired samples, with the 95 % interval of a paired bootstrap."""
-    pairs = np.array([numerator, denominator], dtype=np.float64)
-    picked = np.random.default_rng(seed).integers(0, pairs.shape[1], (draws, pairs.shape[1]))
-    sums = pairs[:, picked].sum(axis=-1)
-    low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975]).tolist()
-    return float(pairs[0].sum() / pairs[1].sum()), low, high
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """The machine and the software in general words."""
-    return {
-        "processor": _cpu_model(),
-        "cores": _cores(),
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("treespec", "numpy", "torch", "transformers")},
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def _cores() -> int:
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return sum(line.startswith("processor") for line in text.splitlines())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+__all__ = [
+    "Samples",
+    "collected",
+    "interleaved",
+    "machine",
+    "parser",
+    "ratio_interval",
+    "summarise",
+    "write_report",
+]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
