@@ -12,7 +12,7 @@ from rich.console import Console
 from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import ModelOptions, PromptOptions, SamplingOptions
-from treespec.cli.pictures import save_picture, terminal_tree
+from treespec.cli.pictures import check_picture, save_picture, terminal_tree
 from treespec.cli.round_view import RoundView, token_label, view_round
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def inspect(
 
         treespec inspect "def main():" --builder kary --nodes 16
     """
+    for path in out or []:
+        check_picture("inspect", path)
     text = prompt.read()
     decoder = models.load()
     record = find_round(decoder, text, sampling.keywords(), round_number)

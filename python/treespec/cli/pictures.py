@@ -15,6 +15,7 @@ from treespec.cli.round_view import ROOT, RoundView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -60,34 +61,52 @@ def terminal_tree(view: RoundView) -> Tree:
 
 
 def save_picture(view: RoundView, path: Path, title: str, subtitle: str) -> None:
-    """Draw the tree to `path`; its suffix chooses the format.
+    """Draw the tree to `path`, which `check_picture` admits; its suffix chooses the format."""
+    import matplotlib
+
+    # A fixed salt and no date make the same round the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "treespec"}):
+        save_figure(draw_round(view, title, subtitle), path)
+
+
+def check_picture(who: str, path: Path) -> None:
+    """Refuse a format that is not drawn, and say what to install where nothing is."""
+    if path.suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{who}: --out must end in one of {known}, got {str(path)!r}")
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        message = f"{who}: --out needs matplotlib: pip install 'treespec[plot]'"
+        raise ModuleNotFoundError(message) from error
+
+
+def draw_round(view: RoundView, title: str, subtitle: str) -> Figure:
+    """Draw the tree on white.
 
     Columns are depths. The top line is what the round emitted; refused guesses hang below it.
     """
-    if path.suffix.lower() not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ValueError(f"inspect: --out must end in one of {known}, got {str(path)!r}")
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        message = "inspect: --out needs matplotlib: pip install 'treespec[plot]'"
-        raise ModuleNotFoundError(message) from error
+    import matplotlib
+    from matplotlib.figure import Figure
 
     boxes = _place(view)
     width = max(_LEAST_WIDTH, max(box.x + box.width for box in boxes.values()) + 2 * _MARGIN)
     height = _HEADER + _FOOTER + (max(box.row for box in boxes.values()) + 1) * _ROW
-    # A fixed salt and no date make the same round the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "treespec", "font.family": "DejaVu Sans"}):
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(width, height), facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), frameon=False)
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         _draw_tree(axes, view, boxes)
         _draw_header(axes, title, subtitle, width - 2 * _MARGIN)
         _draw_legend(axes, view, height - 0.27)
-        dpi = min(_DOTS_PER_INCH, _MOST_PIXELS / max(width, height))
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(path, dpi=dpi, metadata=metadata.get(path.suffix.lower()))
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure without its date, as large as a picture may be."""
+    dpi = min(_DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(path, dpi=dpi, metadata=metadata.get(path.suffix.lower()))
 
 
 def _root_text(view: RoundView) -> Text:
