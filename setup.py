@@ -75,7 +75,7 @@ setup(
     version=read_version(),
     packages=find_packages("python"),  # python/treespec/export is a link to export/
     package_dir={"": "python"},
-    package_data={"treespec": ["py.typed", "_core/*.pyi", "demo/**"]},
+    package_data={"treespec": ["py.typed", "_core/*.pyi", "cli/*.jinja", "demo/**"]},
     ext_modules=[Extension("treespec._core", sources=[])],
     cmdclass={"build_py": CleanBuildPy, "build_ext": CMakeBuild},
 )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from treespec.cli import chat, export, generate, info, inspect, train_drafter, tune
+from treespec.cli import bench, chat, export, generate, info, inspect, train_drafter, tune
 from treespec.cli.command import as_command
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "chat": (chat.chat, chat.SUMMARY),
     "inspect": (inspect.inspect, inspect.SUMMARY),
     "tune": (tune.tune, tune.SUMMARY),
+    "bench": (bench.bench, bench.SUMMARY),
     "train-drafter": (train_drafter.train_drafter, train_drafter.SUMMARY),
     "export": (export.export, export.SUMMARY),
     "info": (info.info, info.SUMMARY),
@@ -30,6 +31,8 @@ HELP = """Tree-based speculative decoding: the target model's own text, several 
     treespec inspect "def main():" --out tree.png
 
     treespec tune --growth-map map.json
+
+    treespec bench --ignore-eos --report out.html
 
     treespec train-drafter --kind dflash --out my-dflash
 

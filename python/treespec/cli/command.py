@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -57,6 +58,12 @@ def show_error(message: str) -> None:
 def show_note(message: str) -> None:
     """Print a dim line on stderr, where it does not mix with the answer."""
     Console(stderr=True).print(Text(message, style="dim"), soft_wrap=True, highlight=False)
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{option} must be a file in an existing folder, got {path}")
 
 
 def _run(action: Callable[[], None], debug: bool) -> None:
