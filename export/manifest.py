@@ -16,6 +16,7 @@ from typing import Any, Literal
 from treespec.json_file import load_json, save_json
 
 FILE_NAME = "treespec.json"
+DRAFTER_FOLDER = "drafter"  # of the pair's target
 FORMAT = "treespec-export"
 
 Role = Literal["target", "drafter"]

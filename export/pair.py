@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from treespec.export.check_export import ExportReport, check_export
-from treespec.export.manifest import CacheStyle, Manifest
+from treespec.export.manifest import DRAFTER_FOLDER, CacheStyle, Manifest
 from treespec.export.to_onnx import (
     DEFAULT_MAX_NODES,
     check_arguments,
@@ -19,8 +19,6 @@ from treespec.export.to_onnx import (
     export_target,
 )
 from treespec.loading import load
-
-DRAFTER_FOLDER = "drafter"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 import treespec
 from treespec import demo
 from treespec.cli import build_app
-from treespec.export.manifest import FILE_NAME
+from treespec.drafts.suffix import SuffixDrafter
+from treespec.export.manifest import FILE_NAME, Manifest
+from treespec.loading import named_drafter
 from treespec.targets import graph_runner, kv_slots, onnx
 from treespec.targets.base import Needs, TreeRows
 from treespec.targets.memory import DeviceMemory
@@ -191,7 +193,7 @@ def test_a_pytorch_drafter_drafts_for_an_exported_target(folder):
 ALONE = """
 import sys, treespec
 target = sys.argv[1]
-for drafter in (target + "/drafter", "suffix", "ngram", target + "/treeflash"):
+for drafter in ("auto", target + "/drafter", "suffix", "ngram", target + "/treeflash"):
     builder = "dtree" if drafter.endswith("treeflash") else "opt_tree"
     decoder = treespec.load(target, drafter, builder=builder)
     print(repr(decoder.generate("def add(a, b):", max_new_tokens=12, temperature=0.5).text))
@@ -205,6 +207,14 @@ def test_a_process_on_onnx_runtime_imports_neither_torch_nor_transformers(folder
     )
     assert run.returncode == 0, run.stderr
     assert len(set(run.stdout.splitlines())) == 1 < len(run.stdout.splitlines())
+
+
+def test_unless_named_the_drafter_is_the_one_that_was_exported_with_the_target(folder):
+    beside = treespec.load(folder("demo")).drafter
+    assert beside.runner.manifest == Manifest.load(folder("demo") / "drafter")
+    assert isinstance(treespec.load(folder("target")).drafter, SuffixDrafter)
+    assert named_drafter("a/model", "auto") == "demo"
+    assert named_drafter(folder("demo"), "demo") == "demo"
 
 
 # --- rounds that end early ----------------------------------------------------------------------
@@ -614,8 +624,8 @@ def test_costs_are_measured_on_exported_folders(folder):
 def test_the_command_line_runs_exported_folders(folder):
     app = build_app()
     target, drafter = str(folder("demo")), str(folder("demo") / "drafter")
-    arguments = ["--target", target, "--drafter", drafter, "-n", "8", "--json", "def main():"]
-    for more in ([], ["--backend", "onnx", "--backend-option", "threads=1"]):
+    arguments = ["--target", target, "-n", "8", "--json", "def main():"]
+    for more in ([], ["--drafter", drafter, "--backend", "onnx", "--backend-option", "threads=1"]):
         result = CliRunner().invoke(app, ["generate", *more, *arguments])
         assert result.exit_code == 0, result.output
         expected = treespec.load(target, None).generate("def main():", max_new_tokens=8)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from treespec.backends import (
@@ -17,13 +18,13 @@ from treespec.backends import (
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
-from treespec.export.manifest import is_exported
+from treespec.export.manifest import DRAFTER_FOLDER, is_exported
 from treespec.text import load_tokenizer
 
 
 def load(
     target: Any = "demo",
-    drafter: Any = "demo",
+    drafter: Any = "auto",
     *,
     builder: str = "opt_tree",
     verifier: str = "auto",
@@ -51,7 +52,8 @@ def load(
         A name of `treespec.drafter_names`; a folder or hub id of a DFlash, TreeFlash, Medusa or
         EAGLE-3 checkpoint for this target, or of a causal language model with its tokens; a folder
         with an exported drafter; a model object; a `Drafter` of your own; or None for plain
-        decoding.
+        decoding. ``"auto"``: what was exported together with an exported target, or ``"suffix"`` if
+        nothing was; ``"demo"`` for all other targets.
     drafter_options
         Settings of the drafter by name, for names, folders and hub ids (docs/drafters.md).
     backend
@@ -82,6 +84,7 @@ def load(
         model = make_target(open_session(runtime, name, device, dtype, backend_options or {}))
     if tokenizer is None and isinstance(name, str):
         tokenizer = load_tokenizer(name)
+    drafter = named_drafter(name, drafter)
     context = DrafterContext(model.vocab_size, tokenizer, device, dtype, model)
     if is_exported(drafter):
         session = open_session(runtime or "onnx", drafter, device, "auto", backend_options or {})
@@ -131,6 +134,16 @@ def _runtime(backend: str, path: Any, target: Any, options: Mapping[str, Any]) -
     if not exported:
         return None
     return "onnx" if backend == "auto" else backend
+
+
+def named_drafter(target: Any, drafter: Any) -> Any:
+    """The `drafter` of `load`, with what "auto" stands for; examples/cpp_service has its rule."""
+    if not (isinstance(drafter, str) and drafter == "auto"):
+        return drafter
+    if not is_exported(target):
+        return "demo"
+    beside = Path(target) / DRAFTER_FOLDER
+    return str(beside) if is_exported(beside) else "suffix"
 
 
 def _demo_path(target: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import hide_progress_bars, parse_assignments
-from treespec.export.manifest import FILE_NAME, Manifest
+from treespec.export.manifest import DRAFTER_FOLDER, FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from treespec.export.pair import Exported
@@ -89,7 +90,7 @@ def export(
 
         treespec export --drafter demo --out demo-onnx
 
-        treespec generate --target demo-onnx --drafter demo-onnx/drafter "def main():"
+        treespec generate --target demo-onnx "def main():"
 
     A drafter on the target's states:
 
@@ -146,7 +147,7 @@ def _export(target: str, out: Path, **options: Any) -> list[Exported]:
 
 def _existing(out: Path) -> list[Exported]:
     """The exports in a folder, as if just made."""
-    from treespec.export.pair import DRAFTER_FOLDER, Exported
+    from treespec.export.pair import Exported
 
     folders = [path for path in (out, out / DRAFTER_FOLDER) if (path / FILE_NAME).exists()]
     return [Exported(path, Manifest.load(path), None) for path in folders]
@@ -204,7 +205,8 @@ def _size(one: Exported) -> int:
 def _show(exported: list[Exported]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "folder", "kind", "dtype", "size", "difference from PyTorch"):
-        table.add_column(column, justify="right" if column == "size" else "left")
+        justify: Any = "right" if column == "size" else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for one in exported:
         fields = _fields(one)
         difference = fields["largest_difference"]
@@ -217,9 +219,7 @@ def _show(exported: list[Exported]) -> None:
             "not compared" if difference is None else f"{difference:.1g} of the values",
         )
     Console().print(table)
-    folders = [str(one.folder) for one in exported]
-    drafter = folders[1] if len(folders) > 1 else "suffix"
-    Console().print(
-        f'\ntreespec generate --target {folders[0]} --drafter {drafter} "def main():"',
+    Console(soft_wrap=True).print(
+        f'\ntreespec generate --target {shlex.quote(str(exported[0].folder))} "def main():"',
         highlight=False,
     )

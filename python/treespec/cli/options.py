@@ -68,8 +68,9 @@ class PairOptions:
             metavar="NAME",
             help="What guesses ahead: a name of `treespec info` (`demo:treeflash`, `suffix`), a "
             "folder, a hub id; `none` is plain decoding.",
+            show_default="`demo`; beside an exported target its own, or `suffix`",
         ),
-    ] = "demo"
+    ] = "auto"
     drafter_option: Annotated[
         list[str] | None,
         _model(
@@ -104,7 +105,7 @@ class PairOptions:
             hide_progress_bars()
         return treespec.load(
             target=self.target,
-            drafter=None if self.drafter.lower() == "none" else self.drafter,
+            drafter=self.named_drafter,
             drafter_options=parse_assignments("--drafter-option", self.drafter_option) or None,
             backend=self.backend,
             backend_options=parse_assignments("--backend-option", self.backend_option) or None,
@@ -114,9 +115,17 @@ class PairOptions:
         )
 
     @property
+    def named_drafter(self) -> str | None:
+        """The drafter, with what `auto` stands for."""
+        from treespec.loading import named_drafter
+
+        return None if self.drafter.lower() == "none" else named_drafter(self.target, self.drafter)
+
+    @property
     def _runs_without_torch(self) -> bool:
         """Then transformers, which takes seconds to import, is left alone."""
-        drafts = is_exported(self.drafter) or self.drafter.lower() in ("none", "ngram", "suffix")
+        drafter = self.named_drafter
+        drafts = is_exported(drafter) or drafter in (None, "ngram", "suffix")
         return is_exported(self.target) and drafts
 
 

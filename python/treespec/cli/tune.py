@@ -270,7 +270,7 @@ def _check_output(option: str, path: Path | None) -> None:
 def _provenance(pair: PairOptions, measure: MeasureOptions) -> dict[str, Any]:
     return {
         "target": pair.target,
-        "drafter": pair.drafter,
+        "drafter": pair.named_drafter,
         "temperature": measure.temperature,
         "max_new_tokens": measure.max_new_tokens,
         "prompts": str(measure.prompts.name) if measure.prompts is not None else "demo",
