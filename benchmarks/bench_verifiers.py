@@ -2,7 +2,7 @@
 """Every verifier on the same independent draws: which wastes least, and where a tree should branch.
 
 The study of arXiv 2602.16994 on the demo pair: block efficiency of trees that branch at the root
-against (K, L1, L2) trees that branch later, by replay (`replay.py`) at roots every 16 tokens of
+against (K, L1, L2) trees that branch later, by replay (`treespec.selector`) at roots every 16 tokens of
 texts that the target wrote itself. Tokens per second come from measured costs of forwards and
 calls; real generations check them. The best action of a family is chosen on half of the prompts and
 scored on the other half, so that a family gains nothing from being large. Intervals are from a
@@ -26,13 +26,15 @@ import numpy as np
 import replay
 import torch
 from bench_decode import Contestant, counters, load_prompts, run_all
-from replay import ACTIONS, PLACE, Action, Array
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import treespec
 from treespec import SamplingParams, SpeculativeDecoder, demo, tuning
+from treespec.selector import supersets as drawing
+from treespec.selector.actions import ACTIONS, BRANCH, PATHS, PLACE, TRUNK, Action
+from treespec.selector.supersets import Array
 from treespec.targets.hf_model import load_model
 
 SETTINGS = {
@@ -41,11 +43,11 @@ SETTINGS = {
     "T 1.0": (1.0, 1.0),
     "T 1.0, top-p 0.9": (1.0, 0.9),
 }
-VERIFIERS = (*replay.CHAIN_VERIFIERS, *replay.TREE_VERIFIERS)
+VERIFIERS = (*drawing.CHAIN_VERIFIERS, *drawing.TREE_VERIFIERS)
 FAMILIES: dict[str, Callable[[Action], bool]] = {
-    "root": replay.from_root,
+    "root": lambda action: action.from_root,
     "delayed": lambda action: action.depth > 0,
-    "delayed, depth <= 8": lambda action: 0 < action.depth <= replay.BRANCH,
+    "delayed, depth <= 8": lambda action: 0 < action.depth <= BRANCH,
 }
 STRIDE = 16
 LARGE_CALL = 0.05  # drafter calls per forward of a large target, whose price ignores the rows
@@ -71,9 +73,9 @@ class Recording:
     met_distance: list[Array] = field(default_factory=list)
     one_level: dict[str, list[Array]] = field(default_factory=dict)
 
-    def add(self, prompt: int, supersets: Sequence[replay.Superset]) -> None:
+    def add(self, prompt: int, supersets: Sequence[drawing.Superset]) -> None:
         """One root: means over its supersets."""
-        seen = [replay.evaluate(one) for one in supersets]
+        seen = [drawing.evaluate(one) for one in supersets]
         gaps = [replay.distances(one) for one in supersets]
         levels = [replay.one_level(one) for one in supersets]
         self.prompt.append(prompt)
@@ -108,19 +110,15 @@ def record(
         sequence_id=range(len(prompts)),
         ignore_eos=True,
     )
-    pair = replay.Pair(decoder.target, decoder.drafter)  # type: ignore[arg-type]
+    pair = drawing.Pair(decoder.target, decoder.drafter)  # type: ignore[arg-type]
     sampling = SamplingParams(temperature=temperature, top_p=top_p)
     rng, out = np.random.default_rng(list(SETTINGS).index(setting)), Recording()
     jobs = list(enumerate(zip(prompts, written, strict=True)))
     for place, (prompt, result) in track(jobs, setting, console=progress):
         tokens = [*prompt, *result.token_ids]
         roots = list(range(len(prompt), len(tokens), STRIDE))
-        held: list[replay.Superset] = []
-        for _, superset in pair.supersets(tokens, roots, options.supersets, sampling, rng):
-            held.append(superset)
-            if len(held) == options.supersets:
-                out.add(place % options.prompts, held)
-                held = []
+        for root in pair.roots(tokens, roots, options.supersets, sampling, rng):
+            out.add(place % options.prompts, root.supersets)
     return out
 
 
@@ -130,48 +128,50 @@ def record(
 def check(decoder: SpeculativeDecoder, draws: int) -> None:
     """Rows against plain forwards, expectations against the oracle or drawn coins."""
     prompt = load_prompts(1, 64, False)[0]
-    pair = replay.Pair(decoder.target, decoder.drafter)  # type: ignore[arg-type]
+    pair = drawing.Pair(decoder.target, decoder.drafter)  # type: ignore[arg-type]
     for temperature, top_p in ((0.7, 1.0), (1.0, 0.9)):
         sampling = SamplingParams(temperature=temperature, top_p=top_p)
         rng = np.random.default_rng(7)
-        ((_, superset),) = pair.supersets(prompt, [len(prompt) - 1], 1, sampling, rng)
+        (root,) = pair.roots(prompt, [len(prompt) - 1], 1, sampling, rng)
+        (superset,) = root.supersets
         _check_rows(decoder, prompt, superset, sampling)
         _check_identities(superset)
-        for paths, cut, depth in ((4, 0, 3), (3, 2, 5), (1, replay.TRUNK, 4)):
+        for paths, cut, depth in ((4, 0, 3), (3, 2, 5), (1, TRUNK, 4)):
             for verifier in VERIFIERS:
-                if paths == 1 or verifier in replay.TREE_VERIFIERS:
+                if paths == 1 or verifier in drawing.TREE_VERIFIERS:
                     _check_expectation(
-                        replay.SubTree.of(superset, paths, cut).tree(depth), verifier, draws
+                        drawing.SubTree.of(superset, paths, cut).tree(depth), verifier, draws
                     )
 
 
 def _check_rows(
     decoder: SpeculativeDecoder,
     prompt: list[int],
-    superset: replay.Superset,
+    superset: drawing.Superset,
     sampling: SamplingParams,
 ) -> None:
     """The laws at the end of a path are those of the plain text."""
     path = [*superset.main[:4], *superset.branches[3][1][:3]]
-    tokens = np.array(prompt + [superset.token[node] for node in path[1:]], dtype=np.int32)
+    trie = superset.trie
+    tokens = np.array(prompt + [trie.token[node] for node in path[1:]], dtype=np.int32)
     state = decoder.target.open(len(tokens))
-    logits, _ = decoder.target.prefill([state], [tokens], replay.Needs())
+    logits, _ = decoder.target.prefill([state], [tokens], drawing.Needs())
     decoder.target.close(state)
-    law = replay.laws_of(logits[0][None].numpy(), sampling.row_params())[0]
-    assert np.abs(law - superset.target[path[-1]]).max() < 1e-4, "target laws differ"
+    law = drawing.laws_of(logits[0][None].numpy(), sampling.row_params())[0]
+    assert np.abs(law - trie.target[path[-1]]).max() < 1e-4, "target laws differ"
     drafter: Any = decoder.drafter
     session = drafter.begin(tokens, None, len(tokens))
-    settings = replay.DraftSettings(temperature=sampling.temperature, top_p=sampling.top_p)
+    settings = drawing.DraftSettings(temperature=sampling.temperature, top_p=sampling.top_p)
     (expander,) = drafter.draft([session], settings)
-    row = expander.expand(replay.Level(replay.Superset([0]), 0, 1)).exp().numpy()[0]
+    row = expander.expand(drawing.Level(drawing.Trie(0), 0, 1)).exp().numpy()[0]
     drafter.end(session)
-    assert np.abs(row - superset.draft[path[-1]]).max() < 1e-4, "draft laws differ"
+    assert np.abs(row - trie.draft[path[-1]]).max() < 1e-4, "draft laws differ"
 
 
-def _check_identities(superset: replay.Superset) -> None:
+def _check_identities(superset: drawing.Superset) -> None:
     """Shorter branches are beginnings; with one path there are two rules and the plain walk."""
-    tree, chain = replay.SubTree.of(superset, 3, 2), replay.SubTree.of(superset, 1, replay.TRUNK)
-    for verifier in replay.TOP_DOWN:
+    tree, chain = drawing.SubTree.of(superset, 3, 2), drawing.SubTree.of(superset, 1, TRUNK)
+    for verifier in drawing.TOP_DOWN:
         assert np.isclose(tree.by_depth(verifier)[:6].sum(), tree.tokens(verifier, 5))
     for verifier in ("naive_tree", "spectr", "khisti", "recursive_rejection"):
         assert np.isclose(chain.tokens(verifier, 9), chain.tokens("token_level", 9))
@@ -263,7 +263,7 @@ def figures(setting: str, seen: Recording, costs: tuning.Costs) -> dict[str, Any
     rows = []
     for verifier in VERIFIERS:
         tokens = np.array(seen.tokens[verifier])
-        chains = verifier in replay.CHAIN_VERIFIERS
+        chains = verifier in drawing.CHAIN_VERIFIERS
         for name, family in FAMILIES.items():
             if chains and name == "delayed, depth <= 8":
                 continue
@@ -322,10 +322,10 @@ def pairs(seen: Recording, found: Mapping[tuple[str, str, str], Choice]) -> list
         chain = Action(1, 0, length)
         compare(f"block / token_level, {chain}", at("block", chain), at("token_level", chain))
     delayed = {v: found[v, "delayed", "tokens"].value for v in VERIFIERS}
-    for verifier in replay.TOP_DOWN:
+    for verifier in drawing.TOP_DOWN:
         name = f"{verifier} delayed / traversal root"
         compare(name, delayed[verifier], best_root["traversal"])
-    for verifier in replay.TREE_VERIFIERS:
+    for verifier in drawing.TREE_VERIFIERS:
         for cut in (1, 2, 4):
             # Equal depth and fewer nodes.
             one = Action(4, cut, 8 - cut)
@@ -553,9 +553,9 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     most = max(row["tokens"] for result in settings for row in result["rows"])
     panels[0].set_ylim(1, 1.1 * most)  # the others share it
     shown = next((r for r in settings if r["setting"] == SHOWN_SETTING), settings[0])
-    axes = lines.subplots(1, len(replay.TREE_VERIFIERS), sharey=True)
-    for axis, verifier in zip(axes, replay.TREE_VERIFIERS, strict=True):
-        for paths in range(1, replay.PATHS + 1):
+    axes = lines.subplots(1, len(drawing.TREE_VERIFIERS), sharey=True)
+    for axis, verifier in zip(axes, drawing.TREE_VERIFIERS, strict=True):
+        for paths in range(1, PATHS + 1):
             own = [shown["tokens"][verifier][PLACE[Action(paths, 0, n)]] for n in range(1, 9)]
             axis.plot(range(1, 9), own, marker="o", ms=3, label=f"K = {paths}")
         axis.set(title=verifier, xlabel="L")

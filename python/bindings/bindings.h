@@ -13,6 +13,7 @@ void bind_builder(pybind11::module_& m);
 void bind_growth_map(pybind11::module_& m);
 void bind_mask(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_selector(pybind11::module_& m);
 void bind_verifier(pybind11::module_& m);
 void bind_kv_commit(pybind11::module_& m);
 void bind_device(pybind11::module_& m);

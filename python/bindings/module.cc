@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core, m) {
   bind_mask(m);
   bind_sampling(m);
   bind_verifier(m);
+  bind_selector(m);
   bind_kv_commit(m);
   bind_drafts(m);
   bind_device(m);

@@ -2,7 +2,8 @@
 // All of treespec's C++ API. A round is six steps:
 //
 //   1 draft   score children of the frontier      decoder.h, drafts.h, source.h, candidates.h
-//   2 build   grow the tree within the budget     tree_builder.h, growth_map.h, token_tree.h
+//   2 build   grow the tree within the budget     tree_builder.h, growth_map.h, token_tree.h,
+//                                                 selector.h
 //   3 mask    who attends to whom, positions      tree_mask.h
 //   4 target  one forward over all nodes          decoder.h
 //   5 verify  accept a path, sample one more      verifier.h, sampling.h
@@ -19,6 +20,7 @@
 #include "treespec/kv_commit.h"
 #include "treespec/rng.h"
 #include "treespec/sampling.h"
+#include "treespec/selector.h"
 #include "treespec/source.h"
 #include "treespec/stats.h"
 #include "treespec/stream.h"

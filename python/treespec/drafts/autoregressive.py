@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.candidates import draft_log_probs
-from treespec.drafts.expander import ExpanderDrafter, ExpanderSession
+from treespec.drafts.expander import ExpanderDrafter, ExpanderSession, RootRows
 from treespec.targets.base import Needs, TargetStates
 from treespec.targets.hf_cache import KvSequence
 from treespec.targets.hf_model import (
@@ -68,6 +68,7 @@ class AutoregressiveDrafter(ExpanderDrafter[AutoregressiveSession]):
     """
 
     needs = Needs()
+    reads_root_rows = has_root_states = True
 
     def __init__(
         self,
@@ -150,13 +151,17 @@ class AutoregressiveDrafter(ExpanderDrafter[AutoregressiveSession]):
             if not session.tokens:
                 raise ValueError("draft: a session must have observed a token")
             session.sequence.reserve(len(session.tokens))
-        logits, _ = self._runner.prefill(
+        wanted = any(session.wants_root_rows for session in sessions)
+        logits, states = self._runner.prefill_tails(
             [session.sequence for session in sessions],
             [self.known(session.tokens[session.sequence.length :]) for session in sessions],
-            self.needs,
+            Needs(last_hidden=wanted),
+            2 if wanted else 1,
         )
-        for session, row in zip(sessions, logits, strict=True):
-            session.root_logits = row
+        for session, rows, own in zip(sessions, logits, states, strict=True):
+            session.root_logits = rows[-1]
+            if session.wants_root_rows:
+                session.root_rows = RootRows.of(rows, own.last_hidden, session.root_rows)
 
 
 def check_same_tokens(draft: Mapping[str, int], target: Mapping[str, int]) -> None:

@@ -35,6 +35,8 @@ class DraftSettings:
         The deepest node the builder will ask for, or None.
     node_budget
         The most nodes the builder will keep, or None.
+    root_rows
+        Whether `RootRows` are wanted, too; drafters without a `reads_root_rows` have none.
     """
 
     temperature: float = 1.0
@@ -42,6 +44,7 @@ class DraftSettings:
     top_p: float = 1.0
     max_depth: int | None = None
     node_budget: int | None = None
+    root_rows: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,6 +24,43 @@ from treespec.targets.segment import Segment, SequenceRows
 _SPARE_ROWS = 64
 
 
+@dataclass(frozen=True)
+class RootRows:
+    """What a drafter knows at a root before it drafts; a selector chooses the tree by it.
+
+    Attributes
+    ----------
+    before, root
+        ``[V_draft]``: logits after the token before the root, and after the root.
+    before_state, root_state
+        ``[H]``: the states that the output head reads there; None for drafters that are graphs.
+    """
+
+    before: Array
+    root: Array
+    before_state: Array | None = None
+    root_state: Array | None = None
+
+    @staticmethod
+    def of(logits: Array, states: Array | None, earlier: RootRows | None) -> RootRows | None:
+        """From the last rows that were computed, and what was known at the root before them.
+
+        Parameters
+        ----------
+        logits, states
+            ``[n, V_draft]`` and ``[n, H]`` of the last n >= 1 committed tokens.
+        earlier
+            Used when n is 1: the token before the root was the root.
+        """
+        root_state = None if states is None else states[-1]
+        if len(logits) > 1:
+            before_state = None if states is None else states[-2]
+            return RootRows(logits[-2], logits[-1], before_state, root_state)
+        if earlier is None:
+            return None
+        return RootRows(earlier.root, logits[-1], earlier.root_state, root_state)
+
+
 class ExpanderSession:
     """What the rounds of one sequence share.
 
@@ -33,6 +71,9 @@ class ExpanderSession:
         of the running round.
     root_logits
         ``[V_draft]``: what the drafter says after the root, once computed; None after `observe`.
+    wants_root_rows, root_rows
+        Whether `catch_up` is to keep `RootRows`, and those of the last root; None when nobody
+        asked, or when the text has one token.
     expander
         The expander of the running round; an older one is refused.
     """
@@ -40,6 +81,8 @@ class ExpanderSession:
     def __init__(self, sequence: SequenceRows) -> None:
         self.sequence = sequence
         self.root_logits: Array | None = None
+        self.wants_root_rows = False
+        self.root_rows: RootRows | None = None
         self.expander: TreeExpander | None = None
 
     def reset_round(self) -> None:
@@ -49,7 +92,7 @@ class ExpanderSession:
 
     def release(self) -> None:
         """Drop all rows."""
-        self.expander = self.root_logits = None
+        self.expander = self.root_logits = self.root_rows = None
         self.sequence.release()
 
 
@@ -60,11 +103,15 @@ class ExpanderDrafter(ABC, Generic[SessionT]):
     """A drafter that hands out a `TreeExpander` per sequence and round."""
 
     source_kind = "Expander"
+    # Whether `catch_up` keeps `RootRows` when asked, and whether these have states.
+    reads_root_rows = False
+    has_root_states = False
 
     def draft(self, sessions: Sequence[SessionT], settings: DraftSettings) -> list[TreeExpander]:
         """Bring all sessions up to their roots, and hand out expanders."""
         for session in sessions:
             session.reset_round()
+            session.wants_root_rows = settings.root_rows
         self.catch_up([session for session in sessions if session.root_logits is None])
         expanders = [TreeExpander(self, session, settings) for session in sessions]
         for session, expander in zip(sessions, expanders, strict=True):
@@ -109,6 +156,11 @@ class TreeExpander:
         self._slot_of = {0: -1}  # by node index; the root is the last committed row
         self._parent = np.empty(0, dtype=np.int32)
         self._depth = np.empty(0, dtype=np.int32)
+
+    @property
+    def root_rows(self) -> RootRows | None:
+        """What is known at the root, if the settings asked for it."""
+        return self.session.root_rows
 
     def expand(self, nodes: NodeBatch) -> Array:
         """Score the children of `nodes`: ``[n, V]`` log-probabilities on the drafter's device.

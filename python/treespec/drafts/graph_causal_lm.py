@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from treespec.drafts.base import DraftSettings
-from treespec.drafts.expander import ExpanderDrafter, ExpanderSession
+from treespec.drafts.expander import ExpanderDrafter, ExpanderSession, RootRows
 from treespec.drafts.rows import draft_log_probs
 from treespec.targets.base import Array, Int32Array, Needs, TargetStates
 from treespec.targets.graph_runner import GraphRunner
 from treespec.targets.graph_session import GraphSession
 from treespec.targets.kv_slots import KvSlot
 from treespec.targets.segment import Segment
+
+_MOST_ROWS_OF_LOGITS = 32  # that are computed for the sake of two
 
 
 class GraphCausalLmSession(ExpanderSession):
@@ -33,6 +35,11 @@ class GraphCausalLmSession(ExpanderSession):
     def __init__(self, token_ids: npt.NDArray[np.integer[Any]], sequence: KvSlot) -> None:
         super().__init__(sequence)
         self.tokens: list[int] = token_ids.tolist()
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that have no rows yet."""
+        return len(self.tokens) - self.sequence.length
 
 
 class GraphCausalLmDrafter(ExpanderDrafter[GraphCausalLmSession]):
@@ -52,6 +59,7 @@ class GraphCausalLmDrafter(ExpanderDrafter[GraphCausalLmSession]):
     """
 
     needs = Needs()
+    reads_root_rows = True
 
     def __init__(self, session: GraphSession, target_vocab_size: int) -> None:
         self.runner, self.vocab_size = GraphRunner(session), target_vocab_size
@@ -86,12 +94,31 @@ class GraphCausalLmDrafter(ExpanderDrafter[GraphCausalLmSession]):
             if not session.tokens:
                 raise ValueError("draft: a session must have observed a token")
             session.sequence.reserve(len(session.tokens))
-        logits, _ = self.runner.prefill(
+        wanted = any(session.wants_root_rows for session in sessions)
+        if wanted:
+            self._shorten([s for s in sessions if s.new_tokens > _MOST_ROWS_OF_LOGITS])
+        logits, _ = self._prefill(sessions, every_row=wanted)
+        for session, rows in zip(sessions, logits, strict=True):
+            if not wanted:
+                session.root_logits = self._to_host(rows)
+                continue
+            own = np.concatenate([self._to_host(part) for part in rows])
+            session.root_logits = own[-1]
+            session.root_rows = RootRows.of(own, None, session.root_rows)
+
+    def _shorten(self, sessions: Sequence[GraphCausalLmSession]) -> None:
+        """Compute long texts up to their last two tokens, whose logits alone are wanted."""
+        if sessions:
+            self._prefill(sessions, end=-2)
+
+    def _prefill(
+        self, sessions: Sequence[GraphCausalLmSession], end: int | None = None, **options: bool
+    ) -> tuple[list[Any], list[TargetStates]]:
+        return self.runner.prefill(
             [session.sequence for session in sessions],
-            [self.known(session.tokens[session.sequence.length :]) for session in sessions],
+            [self.known(s.tokens[s.sequence.length : end]) for s in sessions],
+            **options,
         )
-        for session, row in zip(sessions, logits, strict=True):
-            session.root_logits = self._to_host(row)
 
     def run(
         self, sessions: Sequence[GraphCausalLmSession], segments: Sequence[Segment]

@@ -148,6 +148,7 @@ class GraphRunner:
         token_ids: Sequence[npt.NDArray[np.integer[Any]]],
         *,
         features: bool = False,
+        every_row: bool = False,
         max_rows: int = PREFILL_ROWS,
     ) -> tuple[list[Array], list[TargetStates]]:
         """Append tokens to sequences and commit them.
@@ -158,6 +159,8 @@ class GraphRunner:
             B different sequences; B non-empty integer arrays of any lengths.
         features
             Whether states are wanted.
+        every_row
+            Logits of all tokens instead: for each sequence a list of parts ``[n, V]``.
         max_rows
             The most rows per forward, padding included.
 
@@ -173,7 +176,7 @@ class GraphRunner:
         """
         _check_room(sequences, token_ids)
         lengths = [sequence.length for sequence in sequences]
-        logits: dict[int, Array] = {}
+        logits: dict[int, Any] = {}
         parts: list[list[TargetStates]] = [[] for _ in sequences]
         # Long ones first: those that still have tokens stay neighbours.
         rest = sorted(range(len(sequences)), key=lambda i: -len(token_ids[i]))
@@ -187,11 +190,11 @@ class GraphRunner:
                     Segment(sequences[i], token_ids[i][done[i] : done[i] + count].astype(np.int32))
                     for i in rest
                 ]
-                rows, states = self._copied(segments, "last", features)
+                rows, states = self._copied(segments, "all" if every_row else "last", features)
                 for i, segment, row, own in zip(rest, segments, rows, states, strict=True):
                     sequences[i].commit(np.arange(len(segment)))
                     done[i] += len(segment)
-                    logits[i] = row[0]
+                    logits[i] = [*logits.get(i, ()), row] if every_row else row[0]
                     parts[i].append(TargetStates(own))
                 rest = [i for i in rest if done[i] < len(token_ids[i])]
         except BaseException:

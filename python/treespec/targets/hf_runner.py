@@ -239,6 +239,18 @@ class PackedRunner:
         ValueError
             If tokens are missing or do not fit. After any failure the sequences are as before.
         """
+        logits, states = self.prefill_tails(sequences, token_ids, needs, 1, max_rows)
+        return [rows[-1] for rows in logits], states
+
+    def prefill_tails(
+        self,
+        sequences: Sequence[KvSequence],
+        token_ids: Sequence[npt.NDArray[np.integer[Any]]],
+        needs: Needs,
+        tail: int,
+        max_rows: int = PREFILL_ROWS,
+    ) -> tuple[list[torch.Tensor], list[TargetStates]]:
+        """The same with logits ``[min(tail, new tokens), V]`` after the last tokens of each."""
         _check_room(sequences, token_ids)
         lengths = [sequence.length for sequence in sequences]
         logits: dict[int, torch.Tensor] = {}
@@ -249,10 +261,13 @@ class PackedRunner:
                     Segment(sequences[i], np.asarray(token_ids[i][begin:end], dtype=np.int32))
                     for i, begin, end in wave
                 ]
-                rows, states = self.forward(segments, needs, logits="last")
-                for (i, begin, end), row, part in zip(wave, rows, states, strict=True):
+                kept, counts = _tails([end - begin for _, begin, end in wave], tail)
+                rows, states = self.forward(segments, needs, "last" if tail == 1 else kept)
+                for (i, begin, end), own, part in zip(
+                    wave, rows.split(counts), states, strict=True
+                ):
                     sequences[i].commit(np.arange(end - begin))
-                    logits[i] = row
+                    logits[i] = torch.cat([logits[i], own])[-tail:] if i in logits else own
                     parts[i].append(part)
         except BaseException:
             for sequence, length in zip(sequences, lengths, strict=True):
@@ -310,6 +325,14 @@ class PackedRunner:
         else:
             numbers = logits.tolist()
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+def _tails(lengths: Sequence[int], tail: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Packed row numbers of the last `tail` rows of every segment, and how many those are."""
+    counts = [min(tail, length) for length in lengths]
+    ends = np.cumsum(lengths)
+    rows = [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return np.concatenate(rows), counts
 
 
 def _check_segments(segments: Sequence[Segment]) -> None:

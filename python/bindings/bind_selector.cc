@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+
+#include "bindings.h"
+#include "dlpack_view.h"
+#include "treespec/error.h"
+#include "treespec/sampling.h"
+#include "treespec/selector.h"
+
+namespace treespec::python {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Shapes = std::vector<std::array<int32_t, 3>>;
+
+/// One contiguous row.
+RowsView row_view(const BorrowedArray& row, const char* name) {
+  TREESPEC_CHECK(row.ndim() == 1 && (row.shape[0] <= 1 || row.stride[0] == 1), name,
+                 ": must be a contiguous [V], got ", row.shape_text());
+  return {row.data, float_dtype(row, name), 1, row.shape[0], row.shape[0]};
+}
+
+std::array<double, 6> features_of(const py::object& target_logits, const SamplingParams& params,
+                                  const py::object& history_ids, int64_t prompt_length,
+                                  const py::object& draft_logits, const py::object& root_logits,
+                                  double draft_temperature, int32_t draft_top_k,
+                                  double draft_top_p) {
+  const BorrowedArray target = borrow(target_logits, "target_logits");
+  const BorrowedArray draft = borrow(draft_logits, "draft_logits");
+  const BorrowedArray root = borrow(root_logits, "root_logits");
+  const IntArray history = int_array(history_ids, "history_ids");
+  const RowsView target_row = row_view(target, "target_logits");
+  RowsView draft_row = row_view(draft, "draft_logits"), root_row = row_view(root, "root_logits");
+  // A drafter's surplus ids are no tokens of the target.
+  draft_row.width = std::min(draft_row.width, target_row.width);
+  root_row.width = std::min(root_row.width, target_row.width);
+  const SamplingParams draft_params{
+      draft_temperature, draft_top_k, draft_top_p, 0.0, 1.0, 0.0, 0.0, {}};
+  check_sampling(draft_params);
+  const py::gil_scoped_release release;
+  static thread_local TargetRow p, q, r;
+  process_logits(target_row, 0, params, {view(history), prompt_length}, {}, nullptr, {}, p);
+  process_logits(draft_row, 0, draft_params, {}, {}, nullptr, {}, q);
+  process_logits(root_row, 0, draft_params, {}, {}, nullptr, {}, r);
+  const LawFeatures found = law_features(p, q, r);
+  return {found.target_entropy,  found.draft_entropy,   found.root_entropy,
+          found.target_to_draft, found.draft_to_target, found.distance};
+}
+
+SelectorSizes sizes_of(const std::vector<int32_t>& state_widths, int32_t projection_width,
+                       int32_t num_scalars, const std::vector<int32_t>& layer_widths) {
+  SelectorSizes sizes;
+  TREESPEC_CHECK(state_widths.size() <= SelectorSizes::kMostStates,
+                 "DelayedSelector: num_states must be in [0, ", SelectorSizes::kMostStates,
+                 "], got ", state_widths.size());
+  TREESPEC_CHECK(layer_widths.size() <= SelectorSizes::kMostLayers,
+                 "DelayedSelector: num_layers must be in [1, ", SelectorSizes::kMostLayers,
+                 "], got ", layer_widths.size());
+  sizes.num_states = static_cast<int32_t>(state_widths.size());
+  std::copy(state_widths.begin(), state_widths.end(), sizes.state_width);
+  sizes.projection_width = projection_width;
+  sizes.num_scalars = num_scalars;
+  sizes.num_layers = static_cast<int32_t>(layer_widths.size());
+  std::copy(layer_widths.begin(), layer_widths.end(), sizes.layer_width);
+  return sizes;
+}
+
+DelayedSelector make_selector(const std::vector<int32_t>& state_widths, int32_t projection_width,
+                              int32_t num_scalars, const std::vector<int32_t>& layer_widths,
+                              const Floats& parameters, const Shapes& shapes) {
+  std::vector<DelayedShape> own;
+  for (const auto& [num_paths, trunk, branch] : shapes) own.push_back({num_paths, trunk, branch});
+  return {sizes_of(state_widths, projection_width, num_scalars, layer_widths),
+          {parameters.data(), parameters.data() + parameters.size()},
+          std::move(own)};
+}
+
+/// Inputs of one sequence, checked against the sizes; keeps float32 copies where needed.
+struct Inputs {
+  std::vector<Floats> held;
+  std::vector<const float*> states;
+
+  Inputs(const SelectorSizes& sizes, const std::vector<Floats>& given, const Floats& scalars)
+      : held(given) {
+    TREESPEC_CHECK(static_cast<int32_t>(given.size()) == sizes.num_states,
+                   "DelayedSelector: states must be ", sizes.num_states, " rows, got ",
+                   given.size());
+    for (int32_t s = 0; s < sizes.num_states; ++s) {
+      const Floats& state = given[static_cast<size_t>(s)];
+      TREESPEC_CHECK(state.ndim() == 1 && state.size() == sizes.state_width[s],
+                     "DelayedSelector: state ", s, " must have ", sizes.state_width[s],
+                     " numbers, got ", state.size());
+      states.push_back(state.data());
+    }
+    TREESPEC_CHECK(scalars.size() == sizes.num_scalars, "DelayedSelector: scalars must be ",
+                   sizes.num_scalars, " numbers, got ", scalars.size());
+  }
+};
+
+}  // namespace
+
+void bind_selector(py::module_& m) {
+  py::class_<DelayedSelector>(m, "DelayedSelector",
+                              "The network that scores (K, L1, L2) trees; selector.h.")
+      .def(py::init(&make_selector), py::kw_only(), py::arg("state_widths"),
+           py::arg("projection_width"), py::arg("num_scalars"), py::arg("layer_widths"),
+           py::arg("parameters"), py::arg("shapes"))
+      .def(
+          "score",
+          [](const DelayedSelector& self, const std::vector<Floats>& states,
+             const Floats& scalars) {
+            const Inputs inputs(self.sizes(), states, scalars);
+            std::vector<float> scores(self.shapes().size());
+            self.score(inputs.states.data(), scalars.data(), scores.data());
+            return to_numpy(scores);
+          },
+          py::arg("states"), py::arg("scalars"), "[num_shapes] float32")
+      .def(
+          "choose",
+          [](const DelayedSelector& self, const std::vector<Floats>& states, const Floats& scalars,
+             int32_t node_budget, int32_t max_depth) {
+            const Inputs inputs(self.sizes(), states, scalars);
+            return self.choose(inputs.states.data(), scalars.data(), node_budget, max_depth);
+          },
+          py::arg("states"), py::arg("scalars"), py::arg("node_budget"), py::arg("max_depth"),
+          "Place of the best shape that fits, the first among equals.");
+  m.def("law_features", &features_of, py::arg("target_logits"), py::arg("params"),
+        py::arg("history_ids"), py::arg("prompt_length"), py::arg("draft_logits"),
+        py::arg("root_logits"), py::kw_only(), py::arg("draft_temperature") = 1.0,
+        py::arg("draft_top_k") = 0, py::arg("draft_top_p") = 1.0,
+        R"(Six numbers of the laws before and after the root.
+
+(H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1): p is the processed target row, q and
+q_root are the drafter's at its own temperature and truncation.)");
+}
+
+}  // namespace treespec::python
