@@ -2,10 +2,10 @@
 """Every verifier on the same independent draws: which wastes least, and where a tree should branch.
 
 The study of arXiv 2602.16994 on the demo pair: block efficiency of trees that branch at the root
-against (K, L1, L2) trees that branch later, by replay (`treespec.selector`) at roots every 16 tokens of
-texts that the target wrote itself. Tokens per second come from measured costs of forwards and
-calls; real generations check them. The best action of a family is chosen on half of the prompts and
-scored on the other half, so that a family gains nothing from being large. Intervals are from a
+against (K, L1, L2) trees that branch later, by replay (`treespec.selector`) at roots every 16
+tokens of texts that the target wrote itself. Tokens per second come from measured costs of forwards
+and calls; real generations check them. The best action of a family is chosen on half of the prompts
+and scored on the other half, so that a family gains nothing from being large. Intervals are from a
 bootstrap over prompts, since the roots of one are no independent samples.
 """
 
@@ -34,6 +34,7 @@ import treespec
 from treespec import SamplingParams, SpeculativeDecoder, demo, tuning
 from treespec.selector import supersets as drawing
 from treespec.selector.actions import ACTIONS, BRANCH, PATHS, PLACE, TRUNK, Action
+from treespec.selector.latency import ROWS, round_seconds
 from treespec.selector.supersets import Array
 from treespec.targets.hf_model import load_model
 
@@ -246,18 +247,9 @@ def interval(
     return harness.ratio_interval(*sums)
 
 
-def seconds(costs: tuning.Costs, rows: Array) -> Array:
-    """``[actions]``: a round by the drafter calls and target rows of its tree."""
-    sizes = sorted(costs.target_seconds)
-    target = np.interp(rows, sizes, [costs.target_seconds[size] for size in sizes])
-    calls = np.array([action.depth for action in ACTIONS])
-    out = target + calls * costs.draft_seconds + costs.round_seconds
-    return np.where(calls > 0, out, costs.plain_seconds)
-
-
 def figures(setting: str, seen: Recording, costs: tuning.Costs) -> dict[str, Any]:
     """All results of a sampling setting."""
-    spent = seconds(costs, mean(seen.rows))
+    spent = round_seconds(costs, mean(seen.rows))
     calls = np.array([action.depth for action in ACTIONS])
     found: dict[tuple[str, str, str], Choice] = {}
     rows = []
@@ -648,7 +640,7 @@ def main(arguments: Sequence[str]) -> None:
     costs = tuning.measure_costs(
         decoder,
         load_prompts(3, options.prompt_length, False),
-        rows=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 41),
+        rows=ROWS,
         repetitions=3 if options.quick else 15,
         temperature=0.7,
         proposal="iid",

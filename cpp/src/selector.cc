@@ -29,12 +29,14 @@ struct Law {
   double entropy() const;
 };
 
-TREESPEC_SIMD void normalise(double* weight, int64_t size, double mass, double* log_prob) {
+TREESPEC_SIMD void normalise(double* weight, int64_t size, double mass, double* bounded) {
   for (int64_t t = 0; t < size; ++t) {
-    const double p = std::min(weight[t] / mass, 1.0);
-    weight[t] = p;
-    log_prob[t] = shared::log_unit(std::max(p, kLeastProbability));
+    weight[t] /= mass;
+    bounded[t] = weight[t] > kLeastProbability ? weight[t] : kLeastProbability;
   }
+}
+TREESPEC_SIMD void logarithms(double* values, int64_t size) {
+  for (int64_t t = 0; t < size; ++t) values[t] = shared::log_unit(values[t]);
 }
 
 /// Sum of p * (x - y); y null is 0.
@@ -62,6 +64,7 @@ void Law::load(const TargetRow& row, int64_t size) {
   log_prob.resize(static_cast<size_t>(size));
   row.expand(prob.data());
   normalise(prob.data(), size, row.mass(), log_prob.data());
+  logarithms(log_prob.data(), size);
 }
 
 double Law::entropy() const {
