@@ -27,6 +27,9 @@ from treespec.targets.base import Needs, Target, TargetStates, TreeRows, in_host
 from treespec.text import encode
 
 if TYPE_CHECKING:
+    from os import PathLike
+
+    from treespec.selector.selector import Selector
     from treespec.static.decoding import GraphRounds
 
 OnRound = Callable[[RoundRecord], None]
@@ -75,6 +78,10 @@ class SpeculativeDecoder:
         Play rounds with static shapes, on a GPU as CUDA graphs (docs/graphs.md). True insists,
         ``"auto"`` does so on GPUs for models and builders that allow it. Off by default, until a
         GPU has run it.
+    selector
+        With ``builder="delayed"``: a `Selector`, or the file of one, that chooses (K, L1, L2) for
+        every round (docs/selector.md). `node_budget` and `max_depth` then bound its choice; the
+        verifier is the one it was trained for.
 
     Raises
     ------
@@ -99,6 +106,7 @@ class SpeculativeDecoder:
         draft_temperature: float | None = None,
         lossy: bool = False,
         graph: bool | str = False,
+        selector: Selector | str | PathLike[str] | None = None,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         locks = [getattr(model, "lock", None) for model in (target, drafter)]
@@ -126,6 +134,8 @@ class SpeculativeDecoder:
             self.builder.check_source_kind(drafter.source_kind)
         self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
         self.planner: Planner = FixedPlan(self.builder, self.node_budget)
+        if selector is not None:
+            self.planner = self._selector_plan(selector, options, node_budget, graph)
         self._needs = Needs()
         if drafter is not None:
             last_hidden = drafter.needs.last_hidden or self.planner.needs.last_hidden
@@ -136,6 +146,42 @@ class SpeculativeDecoder:
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
         self.graph = self._graph_rounds(graph, options)
+
+    def _selector_plan(
+        self,
+        selector: Selector | str | PathLike[str],
+        options: Mapping[str, Any],
+        node_budget: int | None,
+        graph: bool | str,
+    ) -> Planner:
+        """Let a selector choose the trees; the verifier becomes the one it was trained for."""
+        from treespec.planning.selector import SelectorPlan
+        from treespec.selector.selector import Selector
+
+        if self.builder_name != "delayed":
+            raise ValueError(
+                f"load: builder must be 'delayed' with a selector, got {self.builder_name!r}"
+            )
+        chosen = sorted(set(options) - {"max_depth"})
+        if chosen:
+            raise ValueError(f"load: a selector chooses the builder's options; got {chosen}")
+        if self.drafter is None:
+            raise ValueError("load: a selector needs a drafter, got None")
+        if graph is not False:
+            raise NotImplementedError(
+                f"load: graph must be False with a selector, got {graph!r}: its trees have no "
+                "static shape"
+            )
+        own = selector if isinstance(selector, Selector) else Selector.load(selector)
+        if self.verifier_name not in ("auto", own.config.verifier):
+            raise ValueError(
+                f"load: verifier must be {own.config.verifier!r}, which the selector was trained "
+                f"for, got {self.verifier_name!r}"
+            )
+        self.verifier_name = own.config.verifier
+        if node_budget is None:
+            self.node_budget = own.max_nodes
+        return SelectorPlan(own, self.drafter, self.node_budget, self._max_depth)
 
     def _graph_rounds(self, graph: bool | str, options: Mapping[str, Any]) -> GraphRounds | None:
         if graph not in (True, False, "auto"):
@@ -286,6 +332,8 @@ class SpeculativeDecoder:
                     f"generate: logit_bias ids must be in [0, {self.target.vocab_size}), "
                     f"got {token}"
                 )
+        if self.drafter is not None:
+            self.planner.check(params)
         out = []
         for place, (prompt, own_seed, own_id) in enumerate(zip(prompts, seeds, ids, strict=True)):
             token_ids = encode(self.tokenizer, prompt)
@@ -515,6 +563,7 @@ class SpeculativeDecoder:
             top_p=params.top_p if sampled else 1.0,
             max_depth=min(self._max_depth, self.node_budget),
             node_budget=self.node_budget,
+            root_rows=self.planner.root_rows,
         )
 
 

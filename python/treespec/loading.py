@@ -35,6 +35,7 @@ def load(
     draft_temperature: float | None = None,
     lossy: bool = False,
     graph: bool | str = False,
+    selector: Any = None,
     tokenizer: Any = None,
     backend: str = "auto",
     backend_options: Mapping[str, Any] | None = None,
@@ -104,6 +105,7 @@ def load(
         draft_temperature=draft_temperature,
         lossy=lossy,
         graph=graph,
+        selector=selector,
     )
     if made is not None:
         check_budget(model, decoder.planner.max_nodes)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treespec._core import TokenTree, TreeBuilder, Verdict
+from treespec.config import SamplingParams
 from treespec.growth import Recipe
 from treespec.targets.base import Array, Needs, TargetStates
 
@@ -32,10 +33,16 @@ class Planner(ABC):
     needs
         States of the target that `begin` and `learn` read, beside the drafter's own; layers must be
         none of them.
+    root_rows
+        Whether `recipes` reads the `RootRows` of sources.
     """
 
     max_nodes: int
     needs = Needs()
+    root_rows = False
+
+    def check(self, params: SamplingParams) -> None:  # noqa: B027
+        """ValueError, before any work, for a generation that this plan cannot serve."""
 
     def begin(  # noqa: B027 - not every planner remembers something
         self, generation: Generation, logits: Array, states: TargetStates

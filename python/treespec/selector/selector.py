@@ -278,10 +278,10 @@ def _config(fields: dict[str, Any]) -> SelectorConfig:
     return SelectorConfig(
         fields["states"],
         int(fields["projection_width"]),
-        [int(width) for width in fields["layer_widths"]],
-        [Action(*action) for action in fields["actions"]],
+        tuple(int(width) for width in fields["layer_widths"]),
+        tuple(Action(*action) for action in fields["actions"]),
         str(fields["verifier"]),
-        [StaticChoice(Setting(*s), Action(*a), Action(*r)) for s, a, r in fields["static"]],
+        tuple(StaticChoice(Setting(*s), Action(*a), Action(*r)) for s, a, r in fields["static"]),
         Costs(by_rows, **costs),
         fields["models"],
         fields["metadata"],
