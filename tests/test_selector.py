@@ -158,7 +158,7 @@ def _with_header(path, **changes):
     from safetensors.numpy import save_file
 
     with safe_open(path, framework="np") as file:
-        header, weights = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+        header, weights = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     config = json.loads(header["config"])
     config |= changes.pop("config", {})
     for name in changes.pop("without", ()):
@@ -368,7 +368,7 @@ def round_law(trees, text):
         )
         for (accepted, token), mass in outcomes.items():
             path = (int(tree.token[node]) for node in accepted)
-            out[*text, *path, token] += probability * mass
+            out[(*text, *path, token)] += probability * mass
     return out
 
 
@@ -420,6 +420,6 @@ def test_a_choice_that_peeks_at_the_drawn_tokens_is_found():
 def test_static_choices_are_by_setting():
     selector = random_selector()
     assert selector.static_choice(SETTINGS[0]).action == Action(2, 1, 2)
-    with pytest.raises(ValueError, match="setting must be one of T 0.4; T 1; T 1, top-p 0.9"):
+    with pytest.raises(ValueError, match=r"setting must be one of T 0\.4; T 1; T 1, top-p 0\.9"):
         selector.static_choice(SETTINGS[0]._replace(temperature=0.5))
     assert ACTIONS[PLACE[Action(2, 1, 2)]] == Action(2, 1, 2)

@@ -27,7 +27,7 @@ struct Moments {
 };
 
 TREESPEC_HD Moments moments(const float* values, int32_t size) {
-  constexpr double kEpsilon = 1e-5;  // PyTorch's
+  constexpr double kEpsilon = 1e-5;  // as layer norms have it
   double sum = 0.0;
   for (int32_t i = 0; i < size; ++i) sum += static_cast<double>(values[i]);
   const double mean = sum / size;

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import device
-__all__: list[str] = ['CandidateSource', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['CandidateSource', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'law_features', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -249,6 +249,20 @@ class Verdict:
         """
         [num_accepted + 1] int32: the path's tokens and next_token
         """
+class DelayedSelector:
+    """
+    The network that scores (K, L1, L2) trees; selector.h.
+    """
+    def __init__(self, *, state_widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], projection_width: typing.SupportsInt | typing.SupportsIndex, num_scalars: typing.SupportsInt | typing.SupportsIndex, layer_widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], parameters: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], shapes: collections.abc.Sequence[typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"]]) -> None:
+        ...
+    def choose(self, states: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], scalars: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], node_budget: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Place of the best shape that fits, the first among equals.
+        """
+    def score(self, states: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], scalars: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        [num_shapes] float32
+        """
 class KvBuffers:
     """
     KV tensors [..., rows, dim] of one sequence, borrowed.
@@ -382,6 +396,13 @@ def fixed_sum(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -
 def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], u: typing.SupportsFloat | typing.SupportsIndex) -> int:
     """
     Smallest id whose cumulative weight exceeds u * total.
+    """
+def law_features(target_logits: typing.Any, params: RowParams, history_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, draft_logits: typing.Any, root_logits: typing.Any, *, draft_temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0, draft_top_k: typing.SupportsInt | typing.SupportsIndex = 0, draft_top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> typing.Annotated[list[float], "FixedSize(6)"]:
+    """
+    Six numbers of the laws before and after the root.
+    
+    (H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1): p is the processed target row, q and
+    q_root are the drafter's at its own temperature and truncation.
     """
 def node_acceptance(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]]) -> list[float]:
     """

@@ -21,7 +21,7 @@ from treespec.drafts.base import Drafter
 from treespec.growth import Recipe
 from treespec.planning.base import Planner
 from treespec.selector.actions import Action
-from treespec.selector.features import as_float32, scalars
+from treespec.selector.features import STATES, as_float32, scalars
 from treespec.selector.selector import Selector
 from treespec.targets.base import Array, Needs, TargetStates
 
@@ -119,12 +119,8 @@ class SelectorPlan(Planner):
             rows,
             source.settings,
         )
-        known = {
-            "target_before": lambda: before.state,
-            "draft_before": lambda: as_float32(rows.before_state),
-            "draft_root": lambda: as_float32(rows.root_state),
-        }
-        states = [known[name]() for name in self.selector.states]
+        known = dict(zip(STATES, (before.state, rows.before_state, rows.root_state), strict=True))
+        states = [as_float32(known[name]) for name in self.selector.states]
         depth = min(self._max_depth, g.useful_depth)
         return self.selector.choose(states, numbers, self.max_nodes, depth)
 

@@ -413,7 +413,7 @@ class _Run:
                 logits, part.tokens, part.seconds, part.base, part.group, self.schedule
             )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
