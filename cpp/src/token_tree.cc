@@ -234,6 +234,23 @@ void complete_tree(TokenTree& tree) {
   }
 }
 
+TokenTree beginning_of(const TokenTree& tree, int32_t num_drafted) {
+  TREESPEC_CHECK(tree.proposal == Proposal::kDeterministic,
+                 "beginning_of: tree must be deterministic, got ", proposal_name(tree.proposal));
+  TREESPEC_CHECK(num_drafted >= 0 && num_drafted < tree.num_nodes(),
+                 "beginning_of: num_drafted must be in [0, ", tree.num_nodes() - 1, "], got ",
+                 num_drafted);
+  const auto first = [size = num_drafted + 1](const auto& values) {
+    return std::decay_t<decltype(values)>(values.begin(), values.begin() + size);
+  };
+  TokenTree out;
+  out.token = first(tree.token);
+  out.parent = first(tree.parent);
+  out.path_logprob = first(tree.path_logprob);
+  complete_tree(out);
+  return out;
+}
+
 std::vector<std::string> check_tree(const TokenTree& tree) {
   Violations bad;
   check_structure(tree, bad);

@@ -11,6 +11,7 @@ void bind_tree(pybind11::module_& m);
 void bind_source(pybind11::module_& m);
 void bind_builder(pybind11::module_& m);
 void bind_growth_map(pybind11::module_& m);
+void bind_budget(pybind11::module_& m);
 void bind_mask(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_selector(pybind11::module_& m);

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, m) {
   bind_source(m);
   bind_builder(m);
   bind_growth_map(m);
+  bind_budget(m);
   bind_mask(m);
   bind_sampling(m);
   bind_verifier(m);

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "treespec/budget_rule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <queue>
+#include <utility>
+
+#include "treespec/error.h"
+
+namespace treespec {
+namespace {
+
+// Rounds, and levels, after which what was seen counts half.
+constexpr double kRoundsHalfLife = 16.0, kPriceHalfLife = 64.0, kLevelsHalfLife = 64.0;
+// How many rounds, and levels, the measured acceptance counts for at the start.
+constexpr double kPriorRounds = 3.0, kPriorLevels = 4.0;
+// What is not being played must be better by this share to be taken up.
+constexpr double kHysteresis = 0.03;
+// Share of the time that may be lost to looking whether another kind has become better.
+constexpr double kProbeShare = 0.005;
+// Trees are grown larger than the last ones were cut to, by this factor and number of nodes.
+constexpr double kSpareFactor = 1.1;
+constexpr double kSpareNodes = 2.0;
+// The next layer is worth at least this part of the last one.
+constexpr double kLeastYield = 0.05;
+// Scores are trusted up to this factor per level.
+constexpr double kLeastReliability = 0.01, kMostReliability = 1.5;
+
+double keep_of(double half_life) { return std::exp2(-1.0 / half_life); }
+
+/// Values of nodes below the root and their depths.
+void beginning_of_map(const AcceptanceTable& acceptance, int32_t nodes, int32_t depth,
+                      std::vector<double>& value, std::vector<int32_t>& depths) {
+  const GrowthMap map = optimal_growth_map(acceptance, nodes, depth);
+  value = node_acceptance(map, acceptance);
+  depths = map.depths();
+  value.erase(value.begin());
+  depths.erase(depths.begin());
+}
+
+AcceptanceTable first_ranks(const AcceptanceTable& acceptance) {
+  AcceptanceTable first;
+  for (const std::vector<double>& row : acceptance) first.push_back({row.empty() ? 0.0 : row[0]});
+  return first;
+}
+
+int32_t depth_of(const TokenTree& tree) {
+  return *std::max_element(tree.depth.begin(), tree.depth.end());
+}
+
+}  // namespace
+
+std::string_view round_kind_name(RoundKind kind) {
+  switch (kind) {
+    case RoundKind::kPlain:
+      return "plain";
+    case RoundKind::kChain:
+      return "chain";
+    case RoundKind::kTree:
+      return "tree";
+  }
+  return "unknown";
+}
+
+BudgetRule::BudgetRule(std::shared_ptr<const CostModel> costs, const BudgetOptions& options)
+    : costs_(std::move(costs)),
+      options_(options),
+      levels_hit_(kPriorLevels),
+      levels_expected_(kPriorLevels) {
+  TREESPEC_CHECK(costs_ != nullptr, "BudgetRule: costs must not be null");
+  check_costs(*costs_);
+  TREESPEC_CHECK(options.max_nodes >= 1, "BudgetRule: max_nodes must be at least 1, got ",
+                 options.max_nodes);
+  TREESPEC_CHECK(options.max_depth >= 1, "BudgetRule: max_depth must be at least 1, got ",
+                 options.max_depth);
+  check_acceptance("BudgetRule", "acceptance", options.acceptance);
+  const auto fill = [&](RoundKind kind, const AcceptanceTable& table) {
+    const auto at = static_cast<size_t>(kind);
+    beginning_of_map(table, options.max_nodes, options.max_depth, map_value_[at], map_depth_[at]);
+  };
+  fill(RoundKind::kTree, options.acceptance);
+  if (options.chains) fill(RoundKind::kChain, first_ranks(options.acceptance));
+}
+
+// --- before the round ----------------------------------------------------------------------------
+
+RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth) {
+  const bool first = target_seconds_.empty();
+  batch_ = std::max(batch, 1);
+  target_seconds_ = costs_->target_seconds(context, batch_, batch_ * (options_.max_nodes + 1));
+  if (first) {
+    backlog_ = context;
+    start();
+  }
+  grown_ = grown_path_ = {};
+  plan_ = {};
+  if (useful_depth < 1) return plan_;
+  const RoundKind kind = choose_kind(useful_depth);
+  if (kind == RoundKind::kPlain) return plan_;
+  const Size expected = best_expected(kind, useful_depth);
+  grown_ = expected;  // until a tree shows more
+  plan_.kind = kind;
+  plan_.node_budget = expected.nodes;
+  plan_.max_depth = std::min(expected.depth, useful_depth);
+  if (options_.ranked_trees && kind == RoundKind::kTree) {
+    // A tree that is cut by its scores is grown larger, and as deep as a further call pays.
+    const double spare = std::ceil(kSpareFactor * std::max<double>(recent_nodes_, expected.nodes));
+    plan_.node_budget =
+        costs_->drafts_by_level
+            ? static_cast<int32_t>(std::min<double>(spare + kSpareNodes, options_.max_nodes))
+            : options_.max_nodes;
+    plan_.max_depth = std::min(options_.max_depth, useful_depth);
+    if (costs_->drafts_by_level) {
+      const double rows = std::max(1.0, recent_nodes_ / std::max(1.0, recent_depth_));
+      const double call = costs_->draft_seconds(2, rows, 1.0) - costs_->draft_seconds(1, rows, 1.0);
+      plan_.threshold = price() * call / batch_ / std::max(next_layer_.per_second(), kLeastYield);
+    }
+  }
+  return plan_;
+}
+
+/// What the measured acceptance promises, as if it had been seen for a few rounds.
+void BudgetRule::start() {
+  double best = 1.0 / plain_seconds();
+  next_layer_ = {kPriorRounds * 0.5, kPriorRounds};
+  emitted_ = {kPriorRounds * best * plain_seconds(), kPriorRounds * plain_seconds()};
+  for (const RoundKind kind : {RoundKind::kTree, RoundKind::kChain}) {
+    if (!plays(kind)) continue;
+    Size size;
+    // The price is the rate that its own choice reaches: a few steps find it (Dinkelbach).
+    for (int step = 0; step < 6; ++step) {
+      size = best_expected(kind, options_.max_depth);
+      best = std::max(best, size.tokens / size.seconds);
+      emitted_.tokens = best * emitted_.seconds;
+    }
+    rate(kind) = {kPriorRounds * size.tokens, kPriorRounds * size.seconds};
+    if (advantage(kind) > std::max(1.0, advantage(kind_))) kind_ = kind;
+    if (kind_ == kind) recent_nodes_ = size.nodes, recent_depth_ = size.depth;
+  }
+}
+
+RoundKind BudgetRule::choose_kind(int32_t useful_depth) {
+  RoundKind best = RoundKind::kTree;
+  if (plays(RoundKind::kChain) && advantage(RoundKind::kChain) > advantage(best)) {
+    best = RoundKind::kChain;
+  }
+  if (kind_ == RoundKind::kPlain) {
+    if (advantage(best) > 1.0 + kHysteresis) kind_ = best;
+  } else if (advantage(best) < 1.0) {
+    kind_ = RoundKind::kPlain;
+  } else if (advantage(best) > advantage(kind_) * (1.0 + kHysteresis)) {
+    kind_ = best;
+  }
+  // Trees show what a chain would have been worth; nothing shows what a tree would.
+  const RoundKind unseen = kind_ == RoundKind::kPlain ? best : RoundKind::kTree;
+  if (kind_ != unseen && may_probe(best_expected(unseen, useful_depth))) {
+    return unseen;
+  }
+  return kind_;
+}
+
+bool BudgetRule::may_probe(const Size& size) {
+  const double backlog =
+      costs_->draft_seconds(1, 1.0, backlog_) - costs_->draft_seconds(1, 1.0, size.tokens);
+  // Whatever becomes of it, a round emits one token.
+  const double lost = size.seconds + std::max(backlog, 0.0) / batch_ - 1.0 / price();
+  if (lost > allowance_) return false;
+  allowance_ -= std::max(lost, 0.0);
+  return true;
+}
+
+// --- what a size is worth ------------------------------------------------------------------------
+
+double BudgetRule::price() const { return std::max(emitted_.per_second(), 1.0 / plain_seconds()); }
+
+double BudgetRule::reliability() const {
+  return std::clamp(levels_hit_ / levels_expected_, kLeastReliability, kMostReliability);
+}
+
+double BudgetRule::advantage(RoundKind kind) const {
+  if (kind == RoundKind::kPlain) return 1.0;
+  return rate(kind).seconds > 0.0 ? rate(kind).per_second() * plain_seconds() : 0.0;
+}
+
+bool BudgetRule::plays(RoundKind kind) const {
+  return !map_value_[static_cast<size_t>(kind)].empty();
+}
+
+double BudgetRule::target_share(int32_t nodes) const {
+  const auto rows = std::min(static_cast<size_t>(batch_ * (nodes + 1)), target_seconds_.size());
+  return target_seconds_[rows - 1] / batch_;
+}
+
+double BudgetRule::plain_seconds() const { return target_share(0) + costs_->plain_round_seconds; }
+
+double BudgetRule::drafted_seconds(const Size& size) const {
+  const double rows = static_cast<double>(size.nodes) / std::max(size.depth, 1);
+  return costs_->draft_seconds(size.depth, batch_ * rows, batch_ * size.tokens) / batch_ +
+         target_share(size.nodes) + costs_->drafted_round_seconds;
+}
+
+BudgetRule::Size BudgetRule::best_expected(RoundKind kind, int32_t useful_depth) const {
+  const std::vector<double>& value = map_value_[static_cast<size_t>(kind)];
+  const std::vector<int32_t>& depth = map_depth_[static_cast<size_t>(kind)];
+  const double trust = reliability();
+  Size best, now;
+  double best_worth = -HUGE_VAL;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (depth[i] > useful_depth) continue;
+    ++now.nodes;
+    now.depth = std::max(now.depth, depth[i]);
+    now.tokens += std::min(1.0, value[i] * std::pow(trust, depth[i]));
+    now.seconds = drafted_seconds(now);
+    const double worth = now.tokens - price() * now.seconds;
+    if (worth > best_worth) best = now, best_worth = worth;
+  }
+  return best;
+}
+
+double BudgetRule::node_value(const TokenTree& tree, int32_t node) const {
+  const auto i = static_cast<size_t>(node);
+  return std::min(1.0, std::exp(static_cast<double>(tree.path_logprob[i])) *
+                           std::pow(reliability(), tree.depth[i]));
+}
+
+/// What the last rows of a round cost each, in tokens: what a node must be worth to be kept.
+double BudgetRule::row_price(int32_t nodes) const {
+  const int32_t further = std::max(4, nodes / 2);
+  return price() * (target_share(nodes + further) - target_share(nodes)) / further;
+}
+
+/// What one more layer has brought, after paying for its rows, for every token expected of the
+/// layer before. Scores are the drafter's own here, as the builder's threshold takes them.
+void BudgetRule::see_layers(const TokenTree& tree, int32_t kept) {
+  const double floor = row_price(kept);
+  std::vector<double> all(static_cast<size_t>(depth_of(tree)) + 2, 0.0), net(all);
+  for (int32_t node = 1; node < tree.num_nodes(); ++node) {
+    const auto depth = static_cast<size_t>(tree.depth[static_cast<size_t>(node)]);
+    all[depth] += std::exp(static_cast<double>(tree.path_logprob[static_cast<size_t>(node)]));
+    net[depth] += std::max(0.0, node_value(tree, node) - floor);
+  }
+  next_layer_.fade(keep_of(kRoundsHalfLife));
+  for (size_t depth = 1; depth + 2 < all.size(); ++depth) {
+    next_layer_.tokens += net[depth + 1];
+    next_layer_.seconds += all[depth];
+  }
+}
+
+BudgetRule::Size BudgetRule::promise(const TokenTree& tree, int32_t nodes) const {
+  Size size;
+  size.nodes = nodes;
+  size.depth = depth_of(tree);  // the calls were made, whatever is cut
+  for (int32_t node = 1; node <= nodes; ++node) size.tokens += node_value(tree, node);
+  size.seconds = drafted_seconds(size);
+  return size;
+}
+
+/// The likeliest path, at its best length.
+BudgetRule::Size BudgetRule::first_path(const TokenTree& tree) const {
+  Size best, now;
+  double best_worth = -HUGE_VAL;
+  for (int32_t node = 0; !tree.draws(node).empty();) {
+    node = tree.draws(node)[0];
+    ++now.nodes, ++now.depth;
+    now.tokens += node_value(tree, node);
+    now.seconds = drafted_seconds(now);
+    const double worth = now.tokens - price() * now.seconds;
+    if (worth > best_worth) best = now, best_worth = worth;
+  }
+  return best;
+}
+
+// --- after the round -----------------------------------------------------------------------------
+
+void BudgetRule::learn(const TokenTree& tree, ArrayView<const int32_t> accepted_nodes) {
+  const double emitted = static_cast<double>(accepted_nodes.size()) + 1.0;
+  const bool drafted = plan_.kind != RoundKind::kPlain;
+  const double seconds = drafted ? grown_.seconds : plain_seconds();
+  emitted_.fade(keep_of(kPriceHalfLife));
+  emitted_.add(emitted, seconds);
+  allowance_ += kProbeShare * seconds;
+  for (Rate& one : rates_) one.fade(keep_of(kRoundsHalfLife));
+  if (!drafted) {
+    ++backlog_;
+    return;
+  }
+  backlog_ = static_cast<int32_t>(emitted);
+  see_levels(tree, accepted_nodes);
+  rate(plan_.kind).add(grown_.tokens, grown_.seconds);
+  if (plan_.kind == RoundKind::kTree && plays(RoundKind::kChain)) {
+    const Size chain =
+        grown_path_.nodes > 0 ? grown_path_ : best_expected(RoundKind::kChain, options_.max_depth);
+    rate(RoundKind::kChain).add(chain.tokens, chain.seconds);
+  }
+  // Up at once, down slowly: a tree that fills what it was given is to be given more.
+  const double keep = keep_of(kRoundsHalfLife);
+  recent_nodes_ = std::max<double>(tree.num_nodes() - 1, keep * recent_nodes_);
+  recent_depth_ = std::max<double>(depth_of(tree), keep * recent_depth_);
+}
+
+/// Every accepted node, and the last of them, is a trial: was one of its children accepted, and how
+/// likely was that to be?
+void BudgetRule::see_levels(const TokenTree& tree, ArrayView<const int32_t> accepted_nodes) {
+  int32_t node = 0;
+  for (int64_t level = 0; !tree.draws(node).empty(); ++level) {
+    const bool hit = level < accepted_nodes.size();
+    levels_hit_ = keep_of(kLevelsHalfLife) * levels_hit_ + (hit ? 1.0 : 0.0);
+    levels_expected_ = keep_of(kLevelsHalfLife) * levels_expected_ + expected_at(tree, node);
+    if (!hit) return;
+    node = accepted_nodes[level];
+  }
+}
+
+double BudgetRule::expected_at(const TokenTree& tree, int32_t node) const {
+  const auto at = static_cast<size_t>(node);
+  double expected = 0.0;
+  int64_t rank = 0;
+  for (const int32_t child : tree.draws(node)) {
+    if (options_.ranked_trees) {
+      const float step = tree.path_logprob[static_cast<size_t>(child)] - tree.path_logprob[at];
+      expected += std::exp(static_cast<double>(step));
+    } else {
+      const auto row = std::min(at == 0 ? 0 : static_cast<size_t>(tree.depth[at]),
+                                options_.acceptance.size() - 1);
+      const std::vector<double>& shares = options_.acceptance[row];
+      if (rank < static_cast<int64_t>(shares.size())) expected += shares[static_cast<size_t>(rank)];
+      ++rank;
+    }
+  }
+  return std::min(expected, 1.0);
+}
+
+// --- the batch -----------------------------------------------------------------------------------
+
+std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
+                                  ArrayView<const TokenTree* const> trees) {
+  struct Next {
+    double value;
+    int64_t sequence;
+    int32_t node;
+    bool operator<(const Next& other) const {
+      return value != other.value ? value < other.value : sequence > other.sequence;
+    }
+  };
+  TREESPEC_CHECK(rules.size() == trees.size(), "share_budget: rules must be as many as trees, got ",
+                 rules.size(), " and ", trees.size());
+  std::vector<int32_t> kept;
+  std::priority_queue<Next> open;
+  int64_t rows = 0;
+  double price = 0.0;
+  const auto offer = [&](int64_t i, int32_t node) {
+    if (node < trees[i]->num_nodes()) open.push({rules[i]->node_value(*trees[i], node), i, node});
+  };
+  const auto cuts = [&](int64_t i) {
+    return rules[i]->options_.ranked_trees && rules[i]->plan_.kind != RoundKind::kPlain &&
+           trees[i]->proposal == Proposal::kDeterministic;
+  };
+  for (int64_t i = 0; i < rules.size(); ++i) {
+    price += rules[i]->price() / static_cast<double>(rules.size());
+    kept.push_back(cuts(i) ? 0 : trees[i]->num_nodes() - 1);
+    rows += kept.back() + 1;
+    if (cuts(i)) offer(i, 1);
+  }
+  const auto seconds = [&](int64_t num_rows) {
+    double sum = 0.0;
+    for (const BudgetRule* rule : rules) {
+      const auto& table = rule->target_seconds_;
+      sum += table[std::min(static_cast<size_t>(num_rows), table.size()) - 1];
+    }
+    return sum / static_cast<double>(rules.size());
+  };
+  // The whole staircase is looked at: a step up may pay for what comes after it.
+  std::vector<int64_t> order;
+  double tokens = 0.0, best_worth = -price * seconds(rows);
+  size_t best = 0;
+  while (!open.empty()) {
+    const Next next = open.top();
+    open.pop();
+    tokens += next.value;
+    order.push_back(next.sequence);
+    const double worth = tokens - price * seconds(rows + static_cast<int64_t>(order.size()));
+    if (worth > best_worth) best_worth = worth, best = order.size();
+    offer(next.sequence, next.node + 1);
+  }
+  for (size_t i = 0; i < best; ++i) ++kept[static_cast<size_t>(order[i])];
+  for (int64_t i = 0; i < rules.size(); ++i) {
+    if (!cuts(i)) continue;
+    rules[i]->grown_ = rules[i]->promise(*trees[i], kept[static_cast<size_t>(i)]);
+    rules[i]->grown_path_ = rules[i]->first_path(*trees[i]);
+    rules[i]->see_layers(*trees[i], kept[static_cast<size_t>(i)]);
+  }
+  return kept;
+}
+
+}  // namespace treespec
