@@ -22,11 +22,11 @@ PYBIND11_MODULE(_core, m) {
   bind_source(m);
   bind_builder(m);
   bind_growth_map(m);
-  bind_budget(m);
   bind_mask(m);
   bind_sampling(m);
   bind_verifier(m);
   bind_selector(m);
+  bind_budget(m);
   bind_kv_commit(m);
   bind_drafts(m);
   bind_device(m);

@@ -41,6 +41,7 @@ from treespec.ops import (
     verify,
     verify_logits,
 )
+from treespec.profile import Profile
 from treespec.stats import Stats
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ __all__ = [
     "GrowthMap",
     "Marginals",
     "Piece",
+    "Profile",
     "RoundRecord",
     "SamplingParams",
     "SpeculativeDecoder",

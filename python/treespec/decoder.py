@@ -22,6 +22,8 @@ from treespec.drafts.base import Drafter, DraftSettings
 from treespec.generation import Generation, Piece, RoundRecord
 from treespec.growth import UNLIMITED, grow_trees
 from treespec.planning.base import FixedPlan, Planner
+from treespec.planning.budget import MAX_NODES, BudgetPlan
+from treespec.profile import Profile
 from treespec.stats import Clock
 from treespec.targets.base import Needs, Target, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
@@ -72,6 +74,10 @@ class SpeculativeDecoder:
     draft_temperature
         Temperature of the draft law. None: 1 for deterministic trees (it only ranks tokens), the
         target's own temperature, top-k and top-p for sampled ones.
+    profile
+        Measured costs of these models on this machine (`treespec tune --profile`): every round then
+        has the tree that pays, or none, up to `node_budget` nodes, 64 if none is given. It may be
+        played with graphs of static shapes no longer, so that ``graph=True`` is refused.
     lossy
         Admit verifiers that change the distribution of the text (``"typical"``).
     graph
@@ -107,6 +113,7 @@ class SpeculativeDecoder:
         lossy: bool = False,
         graph: bool | str = False,
         selector: Selector | str | PathLike[str] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         locks = [getattr(model, "lock", None) for model in (target, drafter)]
@@ -114,13 +121,20 @@ class SpeculativeDecoder:
         options = resolve_options(builder_options)
         if max_depth is not None:
             options["max_depth"] = max_depth
-        if builder == "opt_tree" and drafter is not None and drafter.source_kind == "Expander":
+        chosen = profile is not None and drafter is not None
+        if chosen and graph is True:
+            raise ValueError("load: profile must be None with graph=True, whose shapes are fixed")
+        by_level = drafter is not None and drafter.source_kind == "Expander"
+        if builder == "opt_tree" and by_level and not chosen:
             # A graph's calls cannot depend on the data.
             options.setdefault("threshold", 0.0 if graph is True else self._by_device(_THRESHOLDS))
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth", UNLIMITED)
-        self.node_budget = self._default_budget(options) if node_budget is None else node_budget
+        own_budget = node_budget
+        if node_budget is None:
+            node_budget = MAX_NODES if chosen else self._default_budget(options)
+        self.node_budget = node_budget
         self.draft_temperature, self.lossy = draft_temperature, lossy
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {self.node_budget}")
@@ -135,7 +149,11 @@ class SpeculativeDecoder:
         self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
         self.planner: Planner = FixedPlan(self.builder, self.node_budget)
         if selector is not None:
-            self.planner = self._selector_plan(selector, options, node_budget, graph)
+            self.planner = self._selector_plan(selector, options, own_budget, graph)
+        elif profile is not None and drafter is not None and node_budget > 0:
+            self.planner = BudgetPlan(
+                builder, options, profile, node_budget, verifier=verifier, lossy=lossy
+            )
         self._needs = Needs()
         if drafter is not None:
             last_hidden = drafter.needs.last_hidden or self.planner.needs.last_hidden
@@ -145,7 +163,7 @@ class SpeculativeDecoder:
                 "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
-        self.graph = self._graph_rounds(graph, options)
+        self.graph = None if chosen else self._graph_rounds(graph, options)
 
     def _selector_plan(
         self,

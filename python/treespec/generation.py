@@ -92,7 +92,8 @@ class Generation:
         self.finish_reason: str | None = None if params.max_new_tokens else "length"
         self.target_state: Any = None
         self.draft_state: Any = None
-        self.plan_state: Any = None
+        self.plan_state: Any = None  # the planner's, from `begin` to the end
+        self.plan: Any = None  # of the running round
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:

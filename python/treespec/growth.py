@@ -116,7 +116,7 @@ def _supply_all(
             rows = _expand([sources[i] for i in waiting], [frontiers[i] for i in waiting])
         clock.count_draft(sum(len(frontiers[i]) for i in waiting))
         for i, block in zip(waiting, rows, strict=True):
-            growths[i].supply(_as_float32(block))
+            growths[i].supply(as_float32(block))
 
 
 def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequence[Any]:
@@ -127,7 +127,7 @@ def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequ
     return [source.expand(frontier) for source, frontier in zip(sources, frontiers, strict=True)]
 
 
-def _as_float32(rows: Any) -> Any:
+def as_float32(rows: Any) -> Any:
     """Scores are float32 sums, in host memory in this version; rows are converted once, here."""
     if isinstance(rows, np.ndarray) or not hasattr(rows, "detach"):
         return np.ascontiguousarray(rows, dtype=np.float32)

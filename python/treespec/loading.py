@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from treespec.decoder import SpeculativeDecoder
 from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
 from treespec.export.manifest import DRAFTER_FOLDER, is_exported
+from treespec.identity import identity_of
+from treespec.profile import Profile, profile_path
 from treespec.text import load_tokenizer
 
 
@@ -36,6 +39,7 @@ def load(
     lossy: bool = False,
     graph: bool | str = False,
     selector: Any = None,
+    profile: Any = "auto",
     tokenizer: Any = None,
     backend: str = "auto",
     backend_options: Mapping[str, Any] | None = None,
@@ -62,6 +66,12 @@ def load(
         folders. ``"auto"``: ``"onnx"`` for them, else ``"hf"``.
     backend_options
         Settings of an exported folder's runtime by name (docs/backends.md).
+    profile
+        What `treespec tune --profile` measured of this pair on this machine: every round then has
+        the tree that pays, or none (docs/adaptive.md). A `Profile`, a file, or ``"auto"``: the one
+        that was kept for exactly this pair, machine and these versions, unless `node_budget` or
+        `graph` is given. None: the same size in every round. Figures of another pair or machine,
+        and files that hold none, are not used; a warning says why, and sizes are fixed.
     device, dtype
         ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
         Exported folders have a dtype of their own.
@@ -106,10 +116,36 @@ def load(
         lossy=lossy,
         graph=graph,
         selector=selector,
+        profile=_profile(profile, model, made, sized=sized),
     )
     if made is not None:
         check_budget(model, decoder.planner.max_nodes)
     return decoder
+
+
+def _profile(wanted: Any, target: Any, drafter: Drafter | None, *, sized: bool) -> Profile | None:
+    """The profile to go by, if there is one that holds for this pair."""
+    if wanted is None or drafter is None or (wanted == "auto" and sized):
+        return None
+    identity = identity_of(target, drafter)
+    try:
+        profile = wanted
+        if not isinstance(wanted, Profile):
+            path = profile_path(identity) if wanted == "auto" else wanted
+            if wanted == "auto" and not path.exists():
+                return None
+            profile = Profile.load(path)
+        differences = profile.differences(identity)
+    except ValueError as error:
+        differences = [str(error)]
+    if not differences:
+        return profile
+    warnings.warn(
+        "load: profile is not used, every round has the same size: "
+        f"{'; '.join(differences)}; measure this pair here with: treespec tune --profile",
+        stacklevel=3,
+    )
+    return None
 
 
 def _runtime(backend: str, path: Any, target: Any, options: Mapping[str, Any]) -> str | None:

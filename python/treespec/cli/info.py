@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from treespec.cli.generate import print_json
+from treespec.machine import cpu_model, usable_threads
 
 SUMMARY = "Show versions, devices, and the builders, verifiers and drafters there are."
 
@@ -62,25 +62,6 @@ def collect() -> dict[str, Any]:
         "verifiers": treespec.verifier_summaries(),
         "drafters": treespec.drafter_summaries(),
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_threads() -> int:
-    """Return how many threads this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def nvidia_gpus() -> list[str]:

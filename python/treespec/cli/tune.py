@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from treespec.cli.command import show_note
 from treespec.cli.generate import print_json, read_prompts
 from treespec.cli.options import PairOptions
 from treespec.cli.report import BAR_WIDTH, bar
+from treespec.profile import Profile, profile_path
 
 if TYPE_CHECKING:
     from treespec.calibration import Calibration
@@ -117,6 +118,24 @@ def tune(
             help="Write the table from draft probability to acceptance here.",
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Measure all that a round costs and keep it: from then on `generate` and `load` "
+            "choose the size of every round for this pair on this machine.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Write the profile here, not where `load` looks."
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        _measure(metavar="B", min=1, help="Also time batches of this size; repeatable."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the summary.")
     ] = False,
@@ -147,16 +166,31 @@ def tune(
     How far the drafter's probabilities can be trusted:
 
         treespec tune --calibration table.json
+
+    Everything, once: from then on every round has the tree that pays here, or none:
+
+        treespec tune --profile
+
+        treespec generate "def main():" --stats
     """
     budget = _parse_nodes(nodes)
     measure.check_proposal()
     _check_output("--growth-map", growth_map)
     _check_output("--calibration", calibration)
+    _check_output("--out", out)
+    if out is not None and not profile:
+        raise typer.BadParameter("--out is for --profile, got it alone")
     prompts = measure.read_prompts()
     decoder = pair.load()
     report: dict[str, Any] = {}
     shown: list[RenderableType] = []
-    if growth_map is not None or calibration is None:
+    if profile:
+        measured = _tune_profile(decoder, prompts, measure, pair, batch or [])
+        path = out or profile_path(measured.identity)
+        measured.save(path)
+        report["profile"] = asdict(measured)
+        shown.append(_profile_summary(measured, path))
+    if growth_map is not None or not (calibration or profile):
         tuned = _tune_map(decoder, prompts, measure, budget, max_depth)
         tuned.map.metadata.update(
             _provenance(pair, measure), proposal=tuned.proposal, trials=tuned.acceptance.trials
@@ -244,14 +278,31 @@ def _tune_map(
 def _tune_calibration(
     decoder: SpeculativeDecoder, prompts: list[str], measure: MeasureOptions, pair: PairOptions
 ) -> Calibration:
-    from dataclasses import replace
-
     from treespec.tuning import measure_calibration
 
     table = measure_calibration(
         decoder, prompts, progress=_progress("calibration"), **measure.keywords()
     )
     return replace(table, metadata=_provenance(pair, measure))
+
+
+def _tune_profile(
+    decoder: SpeculativeDecoder,
+    prompts: list[str],
+    measure: MeasureOptions,
+    pair: PairOptions,
+    batches: list[int],
+) -> Profile:
+    from treespec.tuning import measure_profile
+
+    measured = measure_profile(
+        decoder,
+        prompts,
+        batches=(1, *batches),
+        progress=_progress("profile"),
+        **measure.keywords(),
+    )
+    return replace(measured, metadata={**measured.metadata, **_provenance(pair, measure)})
 
 
 def _parse_nodes(nodes: str) -> int | None:
@@ -333,3 +384,25 @@ def _calibration_summary(calibration: Calibration, path: Path) -> RenderableType
     for (probability, share), trials in zip(calibration.table, calibration.trials, strict=True):
         table.add_row(f"{probability:.1%}", bar(share, "green"), f"{share:.1%}", str(trials))
     return Group(Text(), table, Text(f"written to {path}", style="dim"))
+
+
+def _profile_summary(profile: Profile, path: Path) -> RenderableType:
+    """Draw what a target forward costs by rows, beside one row."""
+    curve = profile.target[0]
+    plain, most = curve.seconds[curve.batch], max(curve.seconds.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rows", justify="right")
+    table.add_column(f"target forward, {curve.context} tokens before", min_width=BAR_WIDTH)
+    table.add_column("")
+    table.add_column("x one row", justify="right", style="dim")
+    for rows, seconds in sorted(curve.seconds.items()):
+        table.add_row(
+            str(rows),
+            bar(seconds / most, "cyan"),
+            f"{1e3 * seconds:.2f} ms",
+            f"{seconds / plain:.2f}",
+        )
+    call = min(profile.draft_call.values(), default=0.0)
+    line = Text(f"\na drafter call {1e3 * call:.2f} ms, all else of a round ")
+    line.append(f"{1e3 * profile.drafted_round:.2f} ms\nkept in {path}")
+    return Group(Text(), table, line)

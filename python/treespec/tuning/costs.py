@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from treespec.decoder import SpeculativeDecoder
 from treespec.stats import Stats
@@ -81,7 +82,9 @@ def measure_costs(
         )
     prompts = prompt_list("measure_costs", prompts)
     decoder = as_decoder(models)
-    target_seconds = _target_seconds(decoder, prompts[0], sorted({*rows}), repetitions)
+    check_room(decoder, prompts[0], max(rows))
+    prompt_ids = encode(decoder.tokenizer, prompts[0])
+    target_seconds = time_target(decoder, [prompt_ids], sorted({*rows}), repetitions)
     builder, shape = "chain", {}
     if decoder.target.supports_trees:
         builder, shape = "kary", {"expansion": _EXPANSION}
@@ -124,26 +127,33 @@ def check_room(decoder: SpeculativeDecoder, prompt: Any, rows: int) -> None:
         )
 
 
-def _target_seconds(
-    decoder: SpeculativeDecoder, prompt: Any, rows: Sequence[int], repetitions: int
+def time_target(
+    decoder: SpeculativeDecoder,
+    token_ids: Sequence[npt.NDArray[np.int32]],
+    rows: Sequence[int],
+    repetitions: int,
 ) -> dict[int, float]:
+    """Median seconds of a target forward by rows of each sequence, behind these tokens.
+
+    All numbers of rows are timed in turn, after one forward of each that is not counted.
+    """
     target, needs = decoder.target, decoder.drafter.needs  # type: ignore[union-attr]
-    check_room(decoder, prompt, rows[-1])
-    token_ids = encode(decoder.tokenizer, prompt)
-    trees = {n: _tree_of(n, int(token_ids[-1]), target.supports_trees) for n in rows}
+    trees = {n: _tree_of(n, int(token_ids[0][-1]), target.supports_trees) for n in rows}
     samples: dict[int, list[float]] = {n: [] for n in rows}
-    state = target.open(len(token_ids) + rows[-1])
+    states = [target.open(len(ids) + max(rows)) for ids in token_ids]
+    nothing = [np.empty(0, dtype=np.int32)] * len(states)
     try:
-        target.prefill([state], [token_ids], needs)
+        target.prefill(states, token_ids, needs)
         for _ in range(repetitions + 1):
             for n, tree in trees.items():
                 start = perf_counter()
-                logits, _ = target.forward([state], [tree], needs)
+                logits, _ = target.forward(states, [tree] * len(states), needs)
                 in_host_memory(logits[0])  # waits for the device, as a round does
                 samples[n].append(perf_counter() - start)
-                target.commit([state], [np.empty(0, dtype=np.int32)])
+                target.commit(states, nothing)
     finally:
-        target.close(state)
+        for state in states:
+            target.close(state)
     return {n: median(seconds[1:]) for n, seconds in samples.items()}
 
 

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The profile of a pair: all that the budget rule reads, measured on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treespec.decoder import SpeculativeDecoder
+from treespec.drafts.base import DraftSettings
+from treespec.identity import identity_of
+from treespec.profile import Profile, TargetSeconds
+from treespec.stats import Stats
+from treespec.targets.base import Needs, TargetStates
+from treespec.text import encode
+from treespec.tuning.acceptance import measure_acceptance
+from treespec.tuning.calibration import measure_calibration
+from treespec.tuning.costs import ROWS, time_target
+from treespec.tuning.pair import PROPOSALS, Progress, as_decoder, prompt_list, with_tree
+
+CONTEXTS = (64, 256, 1024, 4096)
+# Tokens to catch up with, and nodes of a level.
+_CALL_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_TREE_NODES = 16  # of the rounds whose steps outside the models are timed
+_TEXT_TOKENS = 48
+
+
+def measure_profile(
+    models: Any,
+    prompts: Sequence[Any],
+    *,
+    temperature: float = 0.0,
+    rows: Sequence[int] = ROWS,
+    contexts: Sequence[int] = CONTEXTS,
+    batches: Sequence[int] = (1,),
+    repetitions: int = 9,
+    max_depth: int = 4,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    progress: Progress[Any] = iter,
+) -> Profile:
+    """Measure target and drafter by rows, context and batch, and what is accepted.
+
+    Parameters
+    ----------
+    models, prompts, temperature, max_new_tokens, seed, progress
+        As in `measure_acceptance`, which is run for every proposal mode at this temperature
+        (deterministic trees alone at 0).
+    rows
+        Rows of one sequence to time target forwards with.
+    contexts, batches
+        Committed tokens, and sequences; what does not fit the target's context is left out.
+    repetitions
+        Forwards for each figure; the median counts.
+    max_depth
+        Depths of the acceptance table.
+
+    Raises
+    ------
+    ValueError
+        For bad sizes, no prompts, or a context that holds none of `contexts` with `rows`.
+    """
+    _check_sizes(rows=rows, contexts=contexts, batches=batches, repetitions=[repetitions])
+    decoder, prompts = as_decoder(models), prompt_list("measure_profile", prompts)
+    text = _long_text(decoder, prompts, max(contexts))
+    contexts = _that_fit(decoder, contexts, max(rows), len(text))
+    rows, batches = sorted({*rows}), sorted({*batches})
+    jobs: list[Any] = [(context, batch) for context in contexts for batch in batches]
+    target = []
+    for context, batch in progress(jobs):
+        seconds = time_target(decoder, [text[:context]] * batch, rows, repetitions)
+        own = {n * batch: value for n, value in seconds.items()}
+        target.append(TargetSeconds(context, batch, own))
+    draft_call = _draft_calls(decoder, text, contexts[0], repetitions)
+    drafted_round, plain_round = _outside_models(decoder, prompts, temperature, seed, progress)
+    keywords: Any = {
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "progress": progress,
+    }
+    proposals = PROPOSALS if temperature > 0 else PROPOSALS[:1]
+    acceptance = {"deterministic": [[0.0]]}
+    calibration: list[list[float]] = []
+    if decoder.target.supports_trees:
+        acceptance = {
+            proposal: measure_acceptance(
+                decoder, prompts, max_depth=max_depth, proposal=proposal, **keywords
+            ).table
+            for proposal in proposals
+        }
+        calibration = measure_calibration(decoder, prompts, **keywords).table
+    return Profile(
+        target=tuple(target),
+        draft_call=draft_call,
+        drafts_by_level=_by_level(decoder),
+        drafted_round=drafted_round,
+        plain_round=plain_round,
+        acceptance=acceptance,
+        calibration=calibration,
+        identity=identity_of(decoder.target, decoder.drafter),
+        metadata={
+            "temperature": temperature,
+            "prompts": len(prompts),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+        },
+    )
+
+
+def _check_sizes(**sizes: Sequence[int]) -> None:
+    for name, values in sizes.items():
+        if not len(values) or min(values) < 1:
+            raise ValueError(f"measure_profile: {name} must be at least 1, got {values}")
+
+
+def _by_level(decoder: SpeculativeDecoder) -> bool:
+    return decoder.drafter is not None and decoder.drafter.source_kind == "Expander"
+
+
+def _long_text(
+    decoder: SpeculativeDecoder, prompts: Sequence[Any], length: int
+) -> npt.NDArray[np.int32]:
+    """The prompts one after the other, again and again."""
+    once = np.concatenate([encode(decoder.tokenizer, prompt) for prompt in prompts])
+    return np.tile(once, -(-length // len(once)))[:length]
+
+
+def _that_fit(
+    decoder: SpeculativeDecoder, contexts: Sequence[int], rows: int, longest: int
+) -> list[int]:
+    limits = [getattr(model, "max_context", None) for model in (decoder.target, decoder.drafter)]
+    room = min([limit for limit in limits if limit is not None], default=longest + rows) - rows
+    fitting = sorted(context for context in {*contexts} if context <= room)
+    if fitting:
+        return fitting
+    if room < 1:
+        raise ValueError(
+            f"measure_profile: rows must fit the context of {room + rows} tokens, got {rows}"
+        )
+    return [room]
+
+
+@dataclass
+class _Catcher:
+    """A drafter's session that is fed more and more of a text."""
+
+    decoder: SpeculativeDecoder
+    text: npt.NDArray[np.int32]
+    states: TargetStates | None
+
+    def seconds(self, start: int, rows: int) -> float:
+        """One draft after `rows` tokens that it had not seen."""
+        drafter = self.decoder.drafter
+        assert drafter is not None
+        session = drafter.begin(self.text[:start], self._rows(0, start), len(self.text) + 256)
+        try:
+            drafter.observe(session, self.text[start : start + 1], None)
+            self._draft(session)
+            ids = self.text[start + 1 : start + 1 + rows]
+            begun = perf_counter()
+            drafter.observe(session, ids, self._rows(start, start + rows))
+            self._draft(session)
+            return perf_counter() - begun
+        finally:
+            drafter.end(session)
+
+    def _draft(self, session: Any) -> None:
+        drafter = self.decoder.drafter
+        assert drafter is not None
+        (source,) = drafter.draft([session], DraftSettings(max_depth=8, node_budget=_TREE_NODES))
+        if drafter.source_kind == "Expander":
+            # The root's row, as a builder asks for it.
+            self.decoder.builder.begin(1, 1).supply(_host(source.expand(_Root())))
+
+    def _rows(self, first: int, last: int) -> TargetStates | None:
+        return None if self.states is None else self.states.rows(np.arange(first, last))
+
+
+class _Root:
+    """The first frontier of every tree."""
+
+    token = np.zeros(1, dtype=np.int32)
+    parent = np.full(1, -1, dtype=np.int32)
+    depth = np.zeros(1, dtype=np.int32)
+    index = np.zeros(1, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _host(rows: Any) -> Any:
+    from treespec.growth import as_float32
+
+    return as_float32(rows)
+
+
+def _draft_calls(
+    decoder: SpeculativeDecoder, text: npt.NDArray[np.int32], context: int, repetitions: int
+) -> dict[int, float]:
+    drafter = decoder.drafter
+    assert drafter is not None
+    counts = [n for n in _CALL_ROWS if context // 2 + n + 1 < len(text)] or [1]
+    states = None
+    if drafter.needs != Needs():
+        sequence = decoder.target.open(len(text))
+        try:
+            _, (states,) = decoder.target.prefill([sequence], [text], drafter.needs)
+        finally:
+            decoder.target.close(sequence)
+    catcher = _Catcher(decoder, text, states)
+    samples: dict[int, list[float]] = {n: [] for n in counts}
+    for _ in range(repetitions + 1):
+        for n in counts:
+            samples[n].append(catcher.seconds(context // 2, n))
+    return {n: median(seconds[1:]) for n, seconds in samples.items()}
+
+
+def _outside_models(
+    decoder: SpeculativeDecoder,
+    prompts: Sequence[Any],
+    temperature: float,
+    seed: int,
+    progress: Progress[Any],
+) -> tuple[float, float]:
+    """Seconds of a round outside both models: with a tree, and with none."""
+    trees = decoder.target.supports_trees
+    drafting = with_tree(decoder, "kary" if trees else "chain", {}, node_budget=_TREE_NODES)
+    plain = with_tree(decoder, "kary" if trees else "chain", {}, node_budget=0)
+    spent: dict[SpeculativeDecoder, list[float]] = {drafting: [], plain: []}
+    for prompt in progress(prompts):
+        for one, seconds in spent.items():
+            result = one.generate(
+                prompt,
+                max_new_tokens=_TEXT_TOKENS,
+                temperature=temperature,
+                seed=seed,
+                ignore_eos=True,
+            )
+            seconds.append(_outside(result.stats))
+    return median(spent[drafting]), median(spent[plain])
+
+
+def _outside(stats: Stats) -> float:
+    models = ("prefill", "draft", "target")
+    rest = sum(value for step, value in stats.seconds.items() if step not in models)
+    return rest / max(stats.rounds, 1)
