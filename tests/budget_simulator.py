@@ -86,7 +86,7 @@ class Simulation:
             builder = "chain" if plan.kind == "chain" else "opt_tree"
             options = {"max_depth": min(plan.max_depth, plan.node_budget)}
             if builder == "opt_tree":
-                options["threshold"] = plan.threshold
+                options |= {"threshold": plan.threshold, "floor": plan.floor}
             tree, calls, laws = self._grow(builder, plan.node_budget, options)
             (kept,) = _core.share_budget([rule], [tree])
             self._finish(_core.beginning_of(tree, kept), calls, laws, rule)

@@ -140,6 +140,27 @@ def test_opt_tree_stops_where_the_oracle_stops(threshold):
     assert threshold >= 0.8 or len(depths) > 1
 
 
+@pytest.mark.parametrize("calibration", [None, [[0.2, 0.1], [0.6, 0.75], [0.9, 0.95]]])
+@pytest.mark.parametrize("floor", [0.001, 0.03, 0.2, 0.7])
+def test_nodes_below_the_floor_are_left_out_and_not_expanded(floor, calibration):
+    sizes = set()
+    for seed, budget in itertools.product(range(6), (1, 3, 8, 40)):
+        laws = random_laws(seed, 5, ("smooth", "peaked", "dense"))
+        options = {"node_budget": budget, "max_depth": 6}
+        if calibration:
+            options["calibration"] = calibration
+        core_source, oracle_source = ToyDrafter(laws), ToyDrafter(laws)
+        core = core_build("opt_tree", core_source, **options, floor=floor)
+        same_tree(core, oracle_build("opt_tree", oracle_source, **options, floor=floor))
+        assert core_source.calls <= oracle_source.calls
+        assert np.all(core.path_logprob >= np.float32(np.log(floor)))
+        whole = core_build("opt_tree", ToyDrafter(laws), **options)
+        kept = int(np.sum(whole.path_logprob[1:] >= np.float32(np.log(floor))))
+        assert len(core) - 1 == kept, "a beginning of the tree without a floor"
+        sizes.add(kept)
+    assert floor > 0.5 or len(sizes) > 2
+
+
 # ------------------------------------------------------------------ eagle2
 
 

@@ -69,7 +69,8 @@ void bind_budget(py::module_& m) {
       .def_readonly("node_budget", &RoundPlan::node_budget)
       .def_readonly("max_depth", &RoundPlan::max_depth)
       .def_readonly("threshold", &RoundPlan::threshold,
-                    "Expected tokens that pay for one more drafter call.");
+                    "Expected tokens that pay for one more drafter call.")
+      .def_readonly("floor", &RoundPlan::floor, "Path probability that pays for one more row.");
   py::class_<BudgetRule>(m, "BudgetRule",
                          "Decides how large the trees of one sequence are, or that there are none.")
       .def(py::init([](std::shared_ptr<CostModel> costs, const AcceptanceTable& acceptance,

@@ -38,6 +38,7 @@ struct RoundPlan {
   int32_t node_budget = 0;  ///< most drafted nodes; 0 when plain
   int32_t max_depth = 0;
   double threshold = 0.0;  ///< expected tokens that pay for one more drafter call (opt_tree)
+  double floor = 0.0;      ///< path probability that pays for one more row (opt_tree)
 };
 
 struct BudgetOptions {
@@ -47,7 +48,8 @@ struct BudgetOptions {
   /// their scores are known: deterministic trees of ranking builders. Else sizes are chosen by
   /// `acceptance` alone, before anything is drawn.
   bool ranked_trees = true;
-  bool chains = true;  ///< the pair can play chains
+  /// Chains can be played beside trees that are not ranked.
+  bool chains = true;
   /// Acceptance by depth and sibling rank, as measured: what is expected before anything is seen.
   AcceptanceTable acceptance;
 };
@@ -74,15 +76,14 @@ class BudgetRule {
  private:
   friend std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
                                            ArrayView<const TokenTree* const> trees);
-  /// A mean that forgets, of tokens and seconds.
+  /// A mean that forgets: tokens, and what they cost in rounds of plain decoding, so that figures
+  /// of short contexts hold in long ones.
   struct Rate {
-    double tokens = 0.0, seconds = 0.0;
+    double tokens = 0.0, cost = 0.0;
 
-    double per_second() const { return tokens / seconds; }
-    void fade(double keep) { tokens *= keep, seconds *= keep; }
-    void add(double more_tokens, double more_seconds) {
-      tokens += more_tokens, seconds += more_seconds;
-    }
+    double ratio() const { return tokens / cost; }
+    void fade(double keep) { tokens *= keep, cost *= keep; }
+    void add(double more_tokens, double more_cost) { tokens += more_tokens, cost += more_cost; }
   };
   /// A size and what it promises.
   struct Size {
@@ -96,9 +97,8 @@ class BudgetRule {
   double plain_seconds() const;
   /// The size worth most at the price, by the measured acceptance and what it is worth here.
   Size best_expected(RoundKind kind, int32_t useful_depth) const;
-  /// What a tree that was grown promises when it is cut to so many nodes, or its first path.
+  /// What a tree that was grown promises when it is cut to so many nodes.
   Size promise(const TokenTree& tree, int32_t nodes) const;
-  Size first_path(const TokenTree& tree) const;
   double row_price(int32_t nodes) const;
   void see_layers(const TokenTree& tree, int32_t kept);
   double node_value(const TokenTree& tree, int32_t node) const;
@@ -106,7 +106,7 @@ class BudgetRule {
   double expected_at(const TokenTree& tree, int32_t node) const;
   void start();
   RoundKind choose_kind(int32_t useful_depth);
-  bool may_probe(const Size& size);
+  bool may_probe(RoundKind kind, const Size& size) const;
   bool plays(RoundKind kind) const;
   Rate& rate(RoundKind kind) { return rates_[static_cast<int>(kind)]; }
   const Rate& rate(RoundKind kind) const { return rates_[static_cast<int>(kind)]; }
@@ -120,16 +120,16 @@ class BudgetRule {
   std::vector<double> target_seconds_;  // [rows - 1] of the whole forward
   int32_t batch_ = 1;
   RoundPlan plan_;
-  Size grown_;       // what the verified tree promised
-  Size grown_path_;  // and its first path
+  bool probing_ = false;
+  Size grown_;  // what the verified tree promised
   // What was seen.
   Rate rates_[kNumRoundKinds];
-  Rate emitted_;
-  Rate next_layer_;
+  Rate emitted_;     // by all rounds
+  Rate next_layer_;  // of one more layer, for the expected tokens of the last
   double levels_hit_, levels_expected_;
-  double recent_nodes_ = 0.0, recent_depth_ = 0.0;  // of trees after the cut
-  int32_t backlog_ = 0;     // committed tokens that the drafter has not seen
-  double allowance_ = 0.0;  // seconds that may be lost to probing
+  double recent_nodes_ = 0.0, recent_rows_ = 1.0;  // kept nodes, nodes per level: means that forget
+  int32_t backlog_ = 0;                            // committed tokens that the drafter has not seen
+  double allowance_ = 0.0;                         // seconds that may be lost to probing
   RoundKind kind_ = RoundKind::kPlain;
 };
 

@@ -13,15 +13,17 @@ namespace {
 
 // Rounds, and levels, after which what was seen counts half.
 constexpr double kRoundsHalfLife = 16.0, kPriceHalfLife = 64.0, kLevelsHalfLife = 64.0;
+// What a layer nets of the one before, until trees have shown it.
+constexpr double kPriorYield = 0.5;
 // How many rounds, and levels, the measured acceptance counts for at the start.
 constexpr double kPriorRounds = 3.0, kPriorLevels = 4.0;
 // What is not being played must be better by this share to be taken up.
 constexpr double kHysteresis = 0.03;
 // Share of the time that may be lost to looking whether another kind has become better.
-constexpr double kProbeShare = 0.005;
-// Trees are grown larger than the last ones were cut to, by this factor and number of nodes.
-constexpr double kSpareFactor = 1.1;
-constexpr double kSpareNodes = 2.0;
+constexpr double kProbeShare = 0.003;
+// Rows may be cheaper than the last ones were, up to the next step of the costs: trees are grown
+// with nodes of this part of their price.
+constexpr double kFloorPart = 0.5;
 // The next layer is worth at least this part of the last one.
 constexpr double kLeastYield = 0.05;
 // Scores are trusted up to this factor per level.
@@ -80,7 +82,9 @@ BudgetRule::BudgetRule(std::shared_ptr<const CostModel> costs, const BudgetOptio
     beginning_of_map(table, options.max_nodes, options.max_depth, map_value_[at], map_depth_[at]);
   };
   fill(RoundKind::kTree, options.acceptance);
-  if (options.chains) fill(RoundKind::kChain, first_ranks(options.acceptance));
+  // A beginning of a ranked tree is a chain where a chain is best: nothing more is needed.
+  if (options.chains && !options.ranked_trees)
+    fill(RoundKind::kChain, first_ranks(options.acceptance));
 }
 
 // --- before the round ----------------------------------------------------------------------------
@@ -93,7 +97,8 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
     backlog_ = context;
     start();
   }
-  grown_ = grown_path_ = {};
+  grown_ = {};
+  probing_ = false;
   plan_ = {};
   if (useful_depth < 1) return plan_;
   const RoundKind kind = choose_kind(useful_depth);
@@ -103,18 +108,17 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
   plan_.kind = kind;
   plan_.node_budget = expected.nodes;
   plan_.max_depth = std::min(expected.depth, useful_depth);
-  if (options_.ranked_trees && kind == RoundKind::kTree) {
-    // A tree that is cut by its scores is grown larger, and as deep as a further call pays.
-    const double spare = std::ceil(kSpareFactor * std::max<double>(recent_nodes_, expected.nodes));
-    plan_.node_budget =
-        costs_->drafts_by_level
-            ? static_cast<int32_t>(std::min<double>(spare + kSpareNodes, options_.max_nodes))
-            : options_.max_nodes;
+  if (options_.ranked_trees) {
+    // The tree is cut when its scores are known, and grows as long as rows and calls may pay.
+    plan_.node_budget = options_.max_nodes;
     plan_.max_depth = std::min(options_.max_depth, useful_depth);
+    const double trust = reliability();
+    plan_.floor =
+        std::min(kFloorPart * row_price(static_cast<int32_t>(recent_nodes_)) / trust, 0.5);
     if (costs_->drafts_by_level) {
-      const double rows = std::max(1.0, recent_nodes_ / std::max(1.0, recent_depth_));
-      const double call = costs_->draft_seconds(2, rows, 1.0) - costs_->draft_seconds(1, rows, 1.0);
-      plan_.threshold = price() * call / batch_ / std::max(next_layer_.per_second(), kLeastYield);
+      const double call = costs_->draft_seconds(2, batch_ * recent_rows_, 1.0) -
+                          costs_->draft_seconds(1, batch_ * recent_rows_, 1.0);
+      plan_.threshold = price() * call / batch_ / std::max(next_layer_.ratio(), kLeastYield);
     }
   }
   return plan_;
@@ -122,21 +126,20 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
 
 /// What the measured acceptance promises, as if it had been seen for a few rounds.
 void BudgetRule::start() {
-  double best = 1.0 / plain_seconds();
-  next_layer_ = {kPriorRounds * 0.5, kPriorRounds};
-  emitted_ = {kPriorRounds * best * plain_seconds(), kPriorRounds * plain_seconds()};
+  next_layer_ = {kPriorRounds * kPriorYield, kPriorRounds};
+  emitted_ = {kPriorRounds, kPriorRounds};
   for (const RoundKind kind : {RoundKind::kTree, RoundKind::kChain}) {
     if (!plays(kind)) continue;
     Size size;
     // The price is the rate that its own choice reaches: a few steps find it (Dinkelbach).
     for (int step = 0; step < 6; ++step) {
       size = best_expected(kind, options_.max_depth);
-      best = std::max(best, size.tokens / size.seconds);
-      emitted_.tokens = best * emitted_.seconds;
+      const double reached = size.tokens * plain_seconds() / size.seconds;
+      emitted_.tokens = std::max(emitted_.tokens, reached * emitted_.cost);
     }
-    rate(kind) = {kPriorRounds * size.tokens, kPriorRounds * size.seconds};
+    rate(kind) = {kPriorRounds * size.tokens, kPriorRounds * size.seconds / plain_seconds()};
     if (advantage(kind) > std::max(1.0, advantage(kind_))) kind_ = kind;
-    if (kind_ == kind) recent_nodes_ = size.nodes, recent_depth_ = size.depth;
+    if (kind_ == kind) recent_nodes_ = size.nodes;
   }
 }
 
@@ -152,27 +155,28 @@ RoundKind BudgetRule::choose_kind(int32_t useful_depth) {
   } else if (advantage(best) > advantage(kind_) * (1.0 + kHysteresis)) {
     kind_ = best;
   }
-  // Trees show what a chain would have been worth; nothing shows what a tree would.
-  const RoundKind unseen = kind_ == RoundKind::kPlain ? best : RoundKind::kTree;
-  if (kind_ != unseen && may_probe(best_expected(unseen, useful_depth))) {
-    return unseen;
+  // What is played shows what it is worth; of the others nothing is seen but by trying.
+  RoundKind unseen = best;
+  if (kind_ != RoundKind::kPlain) {
+    unseen = kind_ == RoundKind::kTree ? RoundKind::kChain : RoundKind::kTree;
   }
-  return kind_;
+  probing_ =
+      unseen != kind_ && plays(unseen) && may_probe(unseen, best_expected(unseen, useful_depth));
+  return probing_ ? unseen : kind_;
 }
 
-bool BudgetRule::may_probe(const Size& size) {
+/// Whether as much may be lost as trying a kind would cost, if it is still what it was.
+bool BudgetRule::may_probe(RoundKind kind, const Size& size) const {
   const double backlog =
       costs_->draft_seconds(1, 1.0, backlog_) - costs_->draft_seconds(1, 1.0, size.tokens);
-  // Whatever becomes of it, a round emits one token.
-  const double lost = size.seconds + std::max(backlog, 0.0) / batch_ - 1.0 / price();
-  if (lost > allowance_) return false;
-  allowance_ -= std::max(lost, 0.0);
-  return true;
+  const double cost = (size.seconds + std::max(backlog, 0.0) / batch_) / plain_seconds();
+  const double kept = std::max(1.0, advantage(kind) * size.seconds / plain_seconds());
+  return advantage(kind_) * cost - kept <= allowance_;
 }
 
 // --- what a size is worth ------------------------------------------------------------------------
 
-double BudgetRule::price() const { return std::max(emitted_.per_second(), 1.0 / plain_seconds()); }
+double BudgetRule::price() const { return std::max(emitted_.ratio(), 1.0) / plain_seconds(); }
 
 double BudgetRule::reliability() const {
   return std::clamp(levels_hit_ / levels_expected_, kLeastReliability, kMostReliability);
@@ -180,7 +184,7 @@ double BudgetRule::reliability() const {
 
 double BudgetRule::advantage(RoundKind kind) const {
   if (kind == RoundKind::kPlain) return 1.0;
-  return rate(kind).seconds > 0.0 ? rate(kind).per_second() * plain_seconds() : 0.0;
+  return rate(kind).cost > 0.0 ? rate(kind).ratio() : 0.0;
 }
 
 bool BudgetRule::plays(RoundKind kind) const {
@@ -243,32 +247,17 @@ void BudgetRule::see_layers(const TokenTree& tree, int32_t kept) {
   next_layer_.fade(keep_of(kRoundsHalfLife));
   for (size_t depth = 1; depth + 2 < all.size(); ++depth) {
     next_layer_.tokens += net[depth + 1];
-    next_layer_.seconds += all[depth];
+    next_layer_.cost += all[depth];
   }
 }
 
 BudgetRule::Size BudgetRule::promise(const TokenTree& tree, int32_t nodes) const {
   Size size;
   size.nodes = nodes;
-  size.depth = depth_of(tree);  // the calls were made, whatever is cut
+  size.depth = std::max(depth_of(tree), 1);  // the calls were made, whatever is cut
   for (int32_t node = 1; node <= nodes; ++node) size.tokens += node_value(tree, node);
   size.seconds = drafted_seconds(size);
   return size;
-}
-
-/// The likeliest path, at its best length.
-BudgetRule::Size BudgetRule::first_path(const TokenTree& tree) const {
-  Size best, now;
-  double best_worth = -HUGE_VAL;
-  for (int32_t node = 0; !tree.draws(node).empty();) {
-    node = tree.draws(node)[0];
-    ++now.nodes, ++now.depth;
-    now.tokens += node_value(tree, node);
-    now.seconds = drafted_seconds(now);
-    const double worth = now.tokens - price() * now.seconds;
-    if (worth > best_worth) best = now, best_worth = worth;
-  }
-  return best;
 }
 
 // --- after the round -----------------------------------------------------------------------------
@@ -276,27 +265,23 @@ BudgetRule::Size BudgetRule::first_path(const TokenTree& tree) const {
 void BudgetRule::learn(const TokenTree& tree, ArrayView<const int32_t> accepted_nodes) {
   const double emitted = static_cast<double>(accepted_nodes.size()) + 1.0;
   const bool drafted = plan_.kind != RoundKind::kPlain;
-  const double seconds = drafted ? grown_.seconds : plain_seconds();
+  const double cost = drafted ? grown_.seconds / plain_seconds() : 1.0;
   emitted_.fade(keep_of(kPriceHalfLife));
-  emitted_.add(emitted, seconds);
-  allowance_ += kProbeShare * seconds;
+  emitted_.add(emitted, cost);
+  allowance_ += kProbeShare * cost;
   for (Rate& one : rates_) one.fade(keep_of(kRoundsHalfLife));
+  if (probing_) allowance_ -= std::max(advantage(kind_) * cost - grown_.tokens, 0.0);
   if (!drafted) {
     ++backlog_;
     return;
   }
   backlog_ = static_cast<int32_t>(emitted);
   see_levels(tree, accepted_nodes);
-  rate(plan_.kind).add(grown_.tokens, grown_.seconds);
-  if (plan_.kind == RoundKind::kTree && plays(RoundKind::kChain)) {
-    const Size chain =
-        grown_path_.nodes > 0 ? grown_path_ : best_expected(RoundKind::kChain, options_.max_depth);
-    rate(RoundKind::kChain).add(chain.tokens, chain.seconds);
-  }
-  // Up at once, down slowly: a tree that fills what it was given is to be given more.
+  rate(plan_.kind).add(grown_.tokens, cost);
   const double keep = keep_of(kRoundsHalfLife);
-  recent_nodes_ = std::max<double>(tree.num_nodes() - 1, keep * recent_nodes_);
-  recent_depth_ = std::max<double>(depth_of(tree), keep * recent_depth_);
+  const double nodes = tree.num_nodes() - 1;
+  recent_nodes_ = keep * recent_nodes_ + (1.0 - keep) * nodes;
+  recent_rows_ = keep * recent_rows_ + (1.0 - keep) * nodes / std::max(depth_of(tree), 1);
 }
 
 /// Every accepted node, and the last of them, is a trial: was one of its children accepted, and how
@@ -387,7 +372,6 @@ std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
   for (int64_t i = 0; i < rules.size(); ++i) {
     if (!cuts(i)) continue;
     rules[i]->grown_ = rules[i]->promise(*trees[i], kept[static_cast<size_t>(i)]);
-    rules[i]->grown_path_ = rules[i]->first_path(*trees[i]);
     rules[i]->see_layers(*trees[i], kept[static_cast<size_t>(i)]);
   }
   return kept;

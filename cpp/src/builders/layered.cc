@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layer-wise growth with pruning by theta, the node-budget best score so far. A layer needs no more
-// than the budget's best of it, and a node that does not beat theta has no child that does, so the
-// result equals the unpruned one (trees.md 0.3, lemmas 1 and 3). Ties fall to the total order:
-// score down, then depth, then parent, then token id.
+// Layer-wise growth with pruning by theta, the node-budget best score so far, or the floor. A layer
+// needs no more than the budget's best of it, and a node that does not beat theta has no child that
+// does, so the result equals the unpruned one (trees.md 0.3, lemmas 1 and 3). Ties fall to the
+// total order: score down, then depth, then parent, then token id.
 #include "builders/layered.h"
 
 #include <algorithm>
@@ -33,7 +33,11 @@ struct Node {
 class LayeredGrowth final : public FrontierGrowth {
  public:
   LayeredGrowth(int32_t node_budget, const LayeredOptions& options)
-      : budget_(node_budget), options_(options), scorer_(options.scores) {
+      : budget_(node_budget),
+        options_(options),
+        scorer_(options.scores),
+        floor_(options.floor > 0.0 ? static_cast<float>(shared::log_unit(options.floor))
+                                   : kImpossible) {
     if (budget_ > 0 && options_.max_depth > 0 && options_.max_calls > 0) {
       expanded_.push_back(kRoot);
       hand_over(-1, 0, 0, 0);
@@ -44,7 +48,8 @@ class LayeredGrowth final : public FrontierGrowth {
 
  protected:
   void take(int64_t i, const CandidateRow& row) override {
-    add_children(expanded_[static_cast<size_t>(i)], scorer_.scored(row));
+    const int32_t parent = expanded_[static_cast<size_t>(i)];
+    add_children(parent, scorer_.best_scored(row, wanted(), theta() - score_of(parent)));
   }
 
   void grow(ArrayView<const CandidateRow>) override {
@@ -71,8 +76,12 @@ class LayeredGrowth final : public FrontierGrowth {
   }
   float score_of(int32_t id) const { return id == kRoot ? 0.0f : pool_[id].score; }
   int32_t depth_of(int32_t id) const { return id == kRoot ? 0 : pool_[id].depth; }
+  /// Children of a node that may be kept, at most.
+  int32_t wanted() const {
+    return static_cast<int32_t>(std::min<int64_t>(options_.width, budget_));
+  }
   bool full() const { return static_cast<int32_t>(kept_.size()) == budget_; }
-  float theta() const { return full() ? pool_[kept_.front()].score : kImpossible; }
+  float theta() const { return full() ? pool_[kept_.front()].score : floor_; }
   /// Sum of the nodes' probabilities.
   double mass(const std::vector<int32_t>& ids) const;
   bool variable_width() const { return options_.width_ratio > 0.0 && num_calls_ > 1; }
@@ -83,6 +92,7 @@ class LayeredGrowth final : public FrontierGrowth {
   int32_t budget_;
   LayeredOptions options_;
   Scorer scorer_;
+  float floor_;                    // no kept node has a lower score
   int32_t num_calls_ = 1;          // of the drafter, the one under way included
   double expected_ = 0.0;          // expected acceptance after the last layer
   std::vector<Node> pool_;         // every node ever kept; ids are stable

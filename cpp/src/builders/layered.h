@@ -20,6 +20,7 @@ struct LayeredOptions {
   int32_t max_calls = INT32_MAX;  ///< of the drafter
   int32_t width = INT32_MAX;      ///< most nodes expanded per call, and children taken of each
   double threshold = 0.0;         ///< stop when a layer adds no more expected acceptance than this
+  double floor = 0.0;             ///< nodes of a smaller path probability are left out
   /// > 0: below the first layer, children of at least this share of their layer's best are taken
   /// and all expanded, until the budget is filled.
   double width_ratio = 0.0;

@@ -17,8 +17,10 @@ class OptTree final : public TreeBuilder {
     OptionReader reader("opt_tree", options);
     options_.max_depth = reader.integer("max_depth", 10, 0);
     options_.threshold = reader.number("threshold", 0.0, 0.0);
+    options_.floor = reader.number("floor", 0.0, 0.0);
     options_.scores = read_score_options("opt_tree", reader);
     reader.finish();
+    TREESPEC_CHECK(options_.floor < 1.0, "opt_tree: floor must be in [0, 1), got ", options_.floor);
   }
 
   Proposal proposal() const override { return Proposal::kDeterministic; }

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "builders/scores.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "builders/row_law.h"
 #include "row_ops.h"
 #include "shared/fixed_point.hd.h"
 #include "shared/math.hd.h"
@@ -74,13 +77,52 @@ void Scorer::sharpen(int32_t size, float top) {
   }
 }
 
-void Scorer::calibrate(int32_t size) {
-  for (int32_t k = 0; k < size; ++k) {
-    const double logprob = score_[k] < 0.0f ? static_cast<double>(score_[k]) : 0.0;
-    const double a = calibrated(options_.calibration, shared::exp_nonpositive(logprob));
-    score_[k] = a >= std::numeric_limits<double>::min() ? static_cast<float>(shared::log_unit(a))
-                                                        : kImpossible;
+CandidateRow Scorer::best_scored(CandidateRow row, int32_t count, float least) {
+  if (options_.calibration.empty() || options_.temperature != 1.0) return scored(row);
+  if (count < row.size) {
+    const std::vector<int32_t> best = most_likely(row, count);
+    // Scores rise with log-probabilities, so that these have the best scores, too.
+    if (static_cast<int32_t>(best.size()) == count && count > 0) {
+      least = std::max(least, calibrated_score(row.logprob[best.back()]));
+    }
   }
+  const float cutoff = least_logprob(least);
+  token_.clear(), state_.clear(), score_.clear();
+  const auto hopeful = [cutoff](float value) { return value >= cutoff && value != kImpossible; };
+  row::scan(row.logprob, row.size, hopeful, [&](int64_t k) {
+    if (!hopeful(row.logprob[k])) return;
+    token_.push_back(row.token_of(static_cast<int32_t>(k)));
+    state_.push_back(row.state != nullptr ? row.state[k] : 0);
+    score_.push_back(calibrated_score(row.logprob[k]));
+  });
+  return {token_.data(), score_.data(), state_.data(), static_cast<int32_t>(token_.size()), false};
+}
+
+void Scorer::calibrate(int32_t size) {
+  for (int32_t k = 0; k < size; ++k) score_[k] = calibrated_score(score_[k]);
+}
+
+float Scorer::calibrated_score(float logprob) const {
+  const double q = shared::exp_nonpositive(std::min(static_cast<double>(logprob), 0.0));
+  const double a = calibrated(options_.calibration, q);
+  return a >= std::numeric_limits<double>::min() ? static_cast<float>(shared::log_unit(a))
+                                                 : kImpossible;
+}
+
+float Scorer::least_logprob(float score) const {
+  // Rounding may not lose a candidate: sums of scores are float32.
+  constexpr double kMargin = 1e-4;
+  if (score == kImpossible) return kImpossible;
+  const double wanted = std::exp(static_cast<double>(score) - kMargin);
+  double q0 = 0.0, a0 = 0.0;
+  for (const auto& point : options_.calibration) {
+    if (point[1] >= wanted) {
+      const double q = q0 + (point[0] - q0) * ((wanted - a0) / (point[1] - a0));
+      return static_cast<float>(std::log(q) - kMargin);
+    }
+    q0 = point[0], a0 = point[1];
+  }
+  return static_cast<float>(std::log(q0) - kMargin);
 }
 
 }  // namespace treespec

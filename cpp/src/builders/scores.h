@@ -39,14 +39,22 @@ class Scorer {
   /// The row with its scores; borrowed from this object until the next call when they changed.
   /// Equal scores may then stand in any order of tokens, so that the result is not `ranked`.
   CandidateRow scored(CandidateRow row);
+  /// The same without most of the candidates that are neither among the `count` best, ties of the
+  /// last one included, nor reach `least`: a table costs an exponential and a logarithm each, and a
+  /// row of the vocabulary has few that matter.
+  CandidateRow best_scored(CandidateRow row, int32_t count, float least);
 
  private:
   void sharpen(int32_t size, float top);
   void calibrate(int32_t size);
+  float calibrated_score(float logprob) const;
+  /// A log-probability below which every score is below `score`.
+  float least_logprob(float score) const;
 
   ScoreOptions options_;
   std::vector<float> score_;
   std::vector<double> weight_;
+  std::vector<int32_t> token_, state_;
 };
 
 }  // namespace treespec

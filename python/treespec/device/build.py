@@ -28,7 +28,7 @@ BUILDERS = ("dtree", *LAYERED, *FIXED_SHAPES)
 
 _INT32_MAX = 2**31 - 1
 # Scores are the drafter's own on a device.
-_NEUTRAL_OPTIONS = {"score_temperature": 1, "calibration": []}
+_NEUTRAL_OPTIONS = {"score_temperature": 1, "calibration": [], "floor": 0}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MAX_NODES = 64
 # Builders whose nodes come in order of falling score: a beginning is the best tree of its size.
 _RANKED = ("opt_tree", "dtree", "eagle2", "trie")
 _CALIBRATED = (*_RANKED, "dyspec", "dyspec_threshold")
-# Thresholds are rounded to this many steps per factor of two, so that few builders are made.
+# Prices are rounded to this many steps per factor of two.
 _STEPS = 4
 _DEEPEST = 2**30
 
@@ -69,9 +69,10 @@ class BudgetPlan(Planner):
         self._max_depth = self._options.get("max_depth", _DEEPEST)
         if builder == "opt_tree":
             self._options["max_depth"] = min(self._max_depth, self.max_nodes)
-        self._threshold = builder == "opt_tree" and "threshold" not in options
+        priced = ("threshold", "floor") if builder == "opt_tree" else ()
+        self._priced = [name for name in priced if name not in options]
         self._tree = TreeBuilder(builder, **self._options)
-        self._thresholds: dict[int, TreeBuilder] = {}
+        self._builders: dict[tuple[float, ...], TreeBuilder] = {}
         self._ranked = builder in _RANKED
         self._chain = _chain_like(self._tree, verifier, lossy)
         self._costs = profile.costs()
@@ -127,13 +128,18 @@ class BudgetPlan(Planner):
         if plan.kind == "chain":
             assert self._chain is not None
             return self._chain
-        if not self._threshold or plan.threshold <= 0:
+        if not self._priced:
             return self._tree
-        step = round(log2(plan.threshold) * _STEPS)
-        if step not in self._thresholds:
-            options = {**self._options, "threshold": exp2(step / _STEPS)}
-            self._thresholds[step] = TreeBuilder(self._name, **options)
-        return self._thresholds[step]
+        prices = tuple(_rounded(getattr(plan, name)) for name in self._priced)
+        if prices not in self._builders:
+            options = {**self._options, **dict(zip(self._priced, prices, strict=True))}
+            self._builders[prices] = TreeBuilder(self._name, **options)
+        return self._builders[prices]
+
+
+def _rounded(price: float) -> float:
+    """To a few values, so that few builders are made."""
+    return exp2(round(log2(price) * _STEPS) / _STEPS) if price > 0 else 0.0
 
 
 def _chain_like(tree: TreeBuilder, verifier: str, lossy: bool) -> TreeBuilder | None:

@@ -19,6 +19,7 @@ LAYERED = ("eagle2", "opt_tree")
 # What a level costs must not depend on the data, and scores must be the drafter's own.
 _NEUTRAL_OPTIONS = {
     "threshold": 0,
+    "floor": 0,
     "width_ratio": 0,
     "growth": "layer",
     "score_temperature": 1,

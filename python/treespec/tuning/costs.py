@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -132,10 +132,13 @@ def time_target(
     token_ids: Sequence[npt.NDArray[np.int32]],
     rows: Sequence[int],
     repetitions: int,
+    between: Callable[[], object] | None = None,
 ) -> dict[int, float]:
     """Median seconds of a target forward by rows of each sequence, behind these tokens.
 
-    All numbers of rows are timed in turn, after one forward of each that is not counted.
+    One row is timed in a run of its own, as plain decoding computes it. All larger numbers are
+    timed in turn, so that a drifting machine hits all alike, each after a call of `between`: the
+    drafter's pass, which leaves the caches to the target as it finds them in a round.
     """
     target, needs = decoder.target, decoder.drafter.needs  # type: ignore[union-attr]
     trees = {n: _tree_of(n, int(token_ids[0][-1]), target.supports_trees) for n in rows}
@@ -144,10 +147,14 @@ def time_target(
     nothing = [np.empty(0, dtype=np.int32)] * len(states)
     try:
         target.prefill(states, token_ids, needs)
-        for _ in range(repetitions + 1):
-            for n, tree in trees.items():
+        turns = [[n] * (repetitions + 1) for n in rows if n == 1]
+        turns += [[n for n in rows if n > 1]] * (repetitions + 1)
+        for turn in turns:
+            for n in turn:
+                if n > 1 and between is not None:
+                    between()
                 start = perf_counter()
-                logits, _ = target.forward(states, [tree] * len(states), needs)
+                logits, _ = target.forward(states, [trees[n]] * len(states), needs)
                 in_host_memory(logits[0])  # waits for the device, as a round does
                 samples[n].append(perf_counter() - start)
                 target.commit(states, nothing)

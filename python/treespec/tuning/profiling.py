@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from statistics import median
 from time import perf_counter
@@ -15,10 +14,11 @@ import numpy.typing as npt
 
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.base import DraftSettings
+from treespec.growth import as_float32
 from treespec.identity import identity_of
 from treespec.profile import Profile, TargetSeconds
 from treespec.stats import Stats
-from treespec.targets.base import Needs, TargetStates
+from treespec.targets.base import Needs, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
 from treespec.tuning.acceptance import measure_acceptance
 from treespec.tuning.calibration import measure_calibration
@@ -73,12 +73,19 @@ def measure_profile(
     contexts = _that_fit(decoder, contexts, max(rows), len(text))
     rows, batches = sorted({*rows}), sorted({*batches})
     jobs: list[Any] = [(context, batch) for context in contexts for batch in batches]
+    catcher, start = _Catcher(decoder, text), contexts[0] // 2
     target = []
     for context, batch in progress(jobs):
-        seconds = time_target(decoder, [text[:context]] * batch, rows, repetitions)
+        seconds = time_target(
+            decoder,
+            [text[:context]] * batch,
+            rows,
+            repetitions,
+            between=lambda: catcher.seconds(start, 1),
+        )
         own = {n * batch: value for n, value in seconds.items()}
         target.append(TargetSeconds(context, batch, own))
-    draft_call = _draft_calls(decoder, text, contexts[0], repetitions)
+    draft_call = _draft_calls(catcher, start, repetitions)
     drafted_round, plain_round = _outside_models(decoder, prompts, temperature, seed, progress)
     keywords: Any = {
         "temperature": temperature,
@@ -147,37 +154,42 @@ def _that_fit(
     return [room]
 
 
-@dataclass
 class _Catcher:
-    """A drafter's session that is fed more and more of a text."""
+    """Times a drafter's pass after tokens that it had not seen."""
 
-    decoder: SpeculativeDecoder
-    text: npt.NDArray[np.int32]
-    states: TargetStates | None
+    def __init__(self, decoder: SpeculativeDecoder, text: npt.NDArray[np.int32]) -> None:
+        assert decoder.drafter is not None
+        self.decoder, self.drafter, self.text = decoder, decoder.drafter, text
+        self.states: TargetStates | None = None
+        if self.drafter.needs != Needs():
+            sequence = decoder.target.open(len(text))
+            try:
+                _, (self.states,) = decoder.target.prefill([sequence], [text], self.drafter.needs)
+            finally:
+                decoder.target.close(sequence)
 
-    def seconds(self, start: int, rows: int) -> float:
-        """One draft after `rows` tokens that it had not seen."""
-        drafter = self.decoder.drafter
-        assert drafter is not None
-        session = drafter.begin(self.text[:start], self._rows(0, start), len(self.text) + 256)
+    def seconds(self, start: int, rows: int, before: Callable[[], None] | None = None) -> float:
+        """One draft after `rows` tokens behind the first `start` ones; `before` is called first."""
+        last = start + 1 + rows
+        session = self.drafter.begin(self.text[:start], self._rows(0, start), len(self.text) + 256)
         try:
-            drafter.observe(session, self.text[start : start + 1], None)
+            self.drafter.observe(session, self.text[start : start + 1], None)
             self._draft(session)
-            ids = self.text[start + 1 : start + 1 + rows]
+            if before is not None:
+                before()
             begun = perf_counter()
-            drafter.observe(session, ids, self._rows(start, start + rows))
+            ids = self.text[start + 1 : last]
+            self.drafter.observe(session, ids, self._rows(start, start + rows))
             self._draft(session)
             return perf_counter() - begun
         finally:
-            drafter.end(session)
+            self.drafter.end(session)
 
     def _draft(self, session: Any) -> None:
-        drafter = self.decoder.drafter
-        assert drafter is not None
-        (source,) = drafter.draft([session], DraftSettings(max_depth=8, node_budget=_TREE_NODES))
-        if drafter.source_kind == "Expander":
-            # The root's row, as a builder asks for it.
-            self.decoder.builder.begin(1, 1).supply(_host(source.expand(_Root())))
+        settings = DraftSettings(max_depth=8, node_budget=_TREE_NODES)
+        (source,) = self.drafter.draft([session], settings)
+        if self.drafter.source_kind == "Expander":
+            as_float32(source.expand(_Root()))  # the root's row, as a builder asks for it
 
     def _rows(self, first: int, last: int) -> TargetStates | None:
         return None if self.states is None else self.states.rows(np.arange(first, last))
@@ -195,30 +207,25 @@ class _Root:
         return 1
 
 
-def _host(rows: Any) -> Any:
-    from treespec.growth import as_float32
-
-    return as_float32(rows)
-
-
-def _draft_calls(
-    decoder: SpeculativeDecoder, text: npt.NDArray[np.int32], context: int, repetitions: int
-) -> dict[int, float]:
-    drafter = decoder.drafter
-    assert drafter is not None
-    counts = [n for n in _CALL_ROWS if context // 2 + n + 1 < len(text)] or [1]
-    states = None
-    if drafter.needs != Needs():
-        sequence = decoder.target.open(len(text))
-        try:
-            _, (states,) = decoder.target.prefill([sequence], [text], drafter.needs)
-        finally:
-            decoder.target.close(sequence)
-    catcher = _Catcher(decoder, text, states)
+def _draft_calls(catcher: _Catcher, start: int, repetitions: int) -> dict[int, float]:
+    """Each after a target forward, which leaves the caches to the drafter as it does in a round."""
+    counts = [n for n in _CALL_ROWS if start + n + 1 < len(catcher.text)] or [1]
     samples: dict[int, list[float]] = {n: [] for n in counts}
-    for _ in range(repetitions + 1):
-        for n in counts:
-            samples[n].append(catcher.seconds(context // 2, n))
+    target, prefix = catcher.decoder.target, catcher.text[:start]
+    state = target.open(start + 1)
+
+    def one_row() -> None:
+        logits, _ = target.forward([state], [TreeRows.chain(prefix[-1:])], Needs())
+        in_host_memory(logits[0])
+        target.commit([state], [np.empty(0, dtype=np.int32)])
+
+    try:
+        target.prefill([state], [prefix], Needs())
+        for _ in range(repetitions + 1):
+            for n in counts:
+                samples[n].append(catcher.seconds(start, n, one_row))
+    finally:
+        target.close(state)
     return {n: median(seconds[1:]) for n, seconds in samples.items()}
 
 
