@@ -107,6 +107,7 @@ class BudgetRule {
   void start();
   RoundKind choose_kind(int32_t useful_depth);
   bool may_probe(RoundKind kind, const Size& size) const;
+  double catch_up(const Size& size) const;
   bool plays(RoundKind kind) const;
   Rate& rate(RoundKind kind) { return rates_[static_cast<int>(kind)]; }
   const Rate& rate(RoundKind kind) const { return rates_[static_cast<int>(kind)]; }

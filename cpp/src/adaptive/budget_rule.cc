@@ -12,18 +12,21 @@ namespace treespec {
 namespace {
 
 // Rounds, and levels, after which what was seen counts half.
-constexpr double kRoundsHalfLife = 16.0, kPriceHalfLife = 64.0, kLevelsHalfLife = 64.0;
+constexpr double kRoundsHalfLife = 16.0, kPriceHalfLife = 64.0, kLevelsHalfLife = 256.0;
 // What a layer nets of the one before, until trees have shown it.
 constexpr double kPriorYield = 0.5;
 // How many rounds, and levels, the measured acceptance counts for at the start.
-constexpr double kPriorRounds = 3.0, kPriorLevels = 4.0;
+constexpr double kPriorRounds = 2.0, kPriorLevels = 2.0;
 // What is not being played must be better by this share to be taken up.
 constexpr double kHysteresis = 0.03;
-// Share of the time that may be lost to looking whether another kind has become better.
-constexpr double kProbeShare = 0.003;
+// What may be lost to looking whether another kind has become better: a share of the time, and a
+// few rounds of plain decoding besides, so that a text that starts badly is soon looked at again.
+constexpr double kProbeShare = 0.002, kFirstProbes = 2.5;
+// What a drafter has to catch up with is not counted as lost up to this share of the time.
+constexpr double kCatchUpShare = 0.004;
 // Rows may be cheaper than the last ones were, up to the next step of the costs: trees are grown
 // with nodes of this part of their price.
-constexpr double kFloorPart = 0.5;
+constexpr double kFloorPart = 0.35;
 // The next layer is worth at least this part of the last one.
 constexpr double kLeastYield = 0.05;
 // Scores are trusted up to this factor per level.
@@ -128,6 +131,7 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
 void BudgetRule::start() {
   next_layer_ = {kPriorRounds * kPriorYield, kPriorRounds};
   emitted_ = {kPriorRounds, kPriorRounds};
+  allowance_ = kFirstProbes;
   for (const RoundKind kind : {RoundKind::kTree, RoundKind::kChain}) {
     if (!plays(kind)) continue;
     Size size;
@@ -167,11 +171,16 @@ RoundKind BudgetRule::choose_kind(int32_t useful_depth) {
 
 /// Whether as much may be lost as trying a kind would cost, if it is still what it was.
 bool BudgetRule::may_probe(RoundKind kind, const Size& size) const {
-  const double backlog =
+  const double cost = size.seconds / plain_seconds();
+  const double tokens = std::max(1.0, advantage(kind) * cost);
+  return advantage(kind_) * (cost + catch_up(size)) - tokens <= allowance_;
+}
+
+/// What the drafter has to catch up with beyond the tokens of one round, in plain rounds.
+double BudgetRule::catch_up(const Size& size) const {
+  const double more =
       costs_->draft_seconds(1, 1.0, backlog_) - costs_->draft_seconds(1, 1.0, size.tokens);
-  const double cost = (size.seconds + std::max(backlog, 0.0) / batch_) / plain_seconds();
-  const double kept = std::max(1.0, advantage(kind) * size.seconds / plain_seconds());
-  return advantage(kind_) * cost - kept <= allowance_;
+  return std::max(more, 0.0) / batch_ / plain_seconds();
 }
 
 // --- what a size is worth ------------------------------------------------------------------------
@@ -228,7 +237,7 @@ double BudgetRule::node_value(const TokenTree& tree, int32_t node) const {
                            std::pow(reliability(), tree.depth[i]));
 }
 
-/// What the last rows of a round cost each, in tokens: what a node must be worth to be kept.
+/// What the next rows cost each, in tokens: what a node must be worth to be kept.
 double BudgetRule::row_price(int32_t nodes) const {
   const int32_t further = std::max(4, nodes / 2);
   return price() * (target_share(nodes + further) - target_share(nodes)) / further;
@@ -270,9 +279,11 @@ void BudgetRule::learn(const TokenTree& tree, ArrayView<const int32_t> accepted_
   emitted_.add(emitted, cost);
   allowance_ += kProbeShare * cost;
   for (Rate& one : rates_) one.fade(keep_of(kRoundsHalfLife));
-  if (probing_) allowance_ -= std::max(advantage(kind_) * cost - grown_.tokens, 0.0);
+  if (probing_) allowance_ -= advantage(kind_) * (cost + catch_up(grown_)) - grown_.tokens;
   if (!drafted) {
+    const double before = catch_up({});
     ++backlog_;
+    allowance_ += std::min(catch_up({}) - before, kCatchUpShare);
     return;
   }
   backlog_ = static_cast<int32_t>(emitted);

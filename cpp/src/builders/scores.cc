@@ -79,11 +79,11 @@ void Scorer::sharpen(int32_t size, float top) {
 
 CandidateRow Scorer::best_scored(CandidateRow row, int32_t count, float least) {
   if (options_.calibration.empty() || options_.temperature != 1.0) return scored(row);
-  if (count < row.size) {
+  if (least == kImpossible && count < row.size) {
     const std::vector<int32_t> best = most_likely(row, count);
     // Scores rise with log-probabilities, so that these have the best scores, too.
     if (static_cast<int32_t>(best.size()) == count && count > 0) {
-      least = std::max(least, calibrated_score(row.logprob[best.back()]));
+      least = calibrated_score(row.logprob[best.back()]);
     }
   }
   const float cutoff = least_logprob(least);
