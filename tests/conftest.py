@@ -54,6 +54,12 @@ def rng(request):
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_profiles(tmp_path_factory):
+    """Profiles that were kept on this machine must not decide what a test sees."""
+    os.environ["TREESPEC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def cmake_dir(tmp_path_factory):
     """The folder of the CMake package of treespec."""

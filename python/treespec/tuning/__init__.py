@@ -11,10 +11,12 @@ from __future__ import annotations
 from treespec.tuning.acceptance import Acceptance, measure_acceptance
 from treespec.tuning.calibration import measure_calibration
 from treespec.tuning.costs import Costs, measure_costs
+from treespec.tuning.pair import PROPOSALS
 from treespec.tuning.profiling import measure_profile
 from treespec.tuning.size import Size, best_size
 
 __all__ = [
+    "PROPOSALS",
     "Acceptance",
     "Costs",
     "Size",

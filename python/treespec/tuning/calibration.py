@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec.calibration import Calibration
+from treespec.decoder import SpeculativeDecoder
 from treespec.generation import RoundRecord
 from treespec.reliability import trials_of
 from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
@@ -60,28 +61,51 @@ def measure_calibration(
             f"measure_calibration: num_nodes and bins must be at least 1, got {num_nodes}, {bins}"
         )
     prompts = prompt_list("measure_calibration", prompts)
-    decoder = with_tree(
+    trials = count_trials(
         as_decoder(models),
+        prompts,
+        num_nodes=num_nodes,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        progress=progress,
+    )
+    if not trials.probability:
+        raise ValueError(
+            "measure_calibration: texts must have guesses to count, these have none "
+            f"(max_new_tokens={max_new_tokens})"
+        )
+    return trials.fit(bins)
+
+
+def count_trials(
+    decoder: SpeculativeDecoder,
+    prompts: Sequence[Any],
+    *,
+    num_nodes: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress[Any],
+) -> Trials:
+    """Write the texts and count the fate of every guess; arguments of `measure_calibration`."""
+    one = with_tree(
+        decoder,
         "opt_tree",
         {"threshold": 0.0},
         verifier=exact_verifier("deterministic", temperature),
         node_budget=num_nodes,
     )
-    trials = _Trials()
+    trials = Trials()
     for prompt in progress(prompts):
-        decoder.generate(
+        one.generate(
             prompt,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
             on_round=trials.count,
         )
-    if not trials.probability:
-        raise ValueError(
-            "measure_calibration: texts must have guesses to count, these have none "
-            f"(max_new_tokens={max_new_tokens})"
-        )
-    return fit_calibration(np.array(trials.probability), np.array(trials.accepted), bins)
+    return trials
 
 
 def fit_calibration(
@@ -112,14 +136,19 @@ def _sums(values: npt.NDArray[Any], bin_of: npt.NDArray[Any]) -> npt.NDArray[np.
     return np.bincount(bin_of, weights=values)[filled]
 
 
-class _Trials:
+class Trials:
     """Draft probability and fate of every guess the walk looked at."""
 
     def __init__(self) -> None:
         self.probability: list[float] = []
         self.accepted: list[bool] = []
 
+    def fit(self, bins: int) -> Calibration:
+        """The table; at least one trial."""
+        return fit_calibration(np.array(self.probability), np.array(self.accepted), bins)
+
     def count(self, record: RoundRecord) -> None:
+        """Count the children of the accepted nodes."""
         trials = trials_of(record)
         possible = trials.probability > 0
         self.probability += trials.probability[possible].tolist()

@@ -20,8 +20,8 @@ from treespec.profile import Profile, TargetSeconds
 from treespec.stats import Stats
 from treespec.targets.base import Needs, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
-from treespec.tuning.acceptance import measure_acceptance
-from treespec.tuning.calibration import measure_calibration
+from treespec.tuning.acceptance import Acceptance, measure_acceptance
+from treespec.tuning.calibration import count_trials
 from treespec.tuning.costs import ROWS, time_target
 from treespec.tuning.pair import PROPOSALS, Progress, as_decoder, prompt_list, with_tree
 
@@ -30,6 +30,7 @@ CONTEXTS = (64, 256, 1024, 4096)
 _CALL_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _TREE_NODES = 16  # of the rounds whose steps outside the models are timed
 _TEXT_TOKENS = 48
+_CALIBRATED_NODES, _BINS = 32, 20
 
 
 def measure_profile(
@@ -98,12 +99,15 @@ def measure_profile(
     calibration: list[list[float]] = []
     if decoder.target.supports_trees:
         acceptance = {
-            proposal: measure_acceptance(
-                decoder, prompts, max_depth=max_depth, proposal=proposal, **keywords
-            ).table
+            proposal: _never_impossible(
+                measure_acceptance(
+                    decoder, prompts, max_depth=max_depth, proposal=proposal, **keywords
+                )
+            )
             for proposal in proposals
         }
-        calibration = measure_calibration(decoder, prompts, **keywords).table
+        trials = count_trials(decoder, prompts, num_nodes=_CALIBRATED_NODES, **keywords)
+        calibration = trials.fit(_BINS).table if trials.probability else []
     return Profile(
         target=tuple(target),
         draft_call=draft_call,
@@ -119,6 +123,14 @@ def measure_profile(
             "date": datetime.now(timezone.utc).date().isoformat(),
         },
     )
+
+
+def _never_impossible(measured: Acceptance) -> list[list[float]]:
+    """The table, with half an acceptance where none was seen: seldom is not never."""
+    return [
+        [max(row[0], 0.5 / (trials + 1)), *row[1:]]
+        for row, trials in zip(measured.table, measured.trials, strict=True)
+    ]
 
 
 def _check_sizes(**sizes: Sequence[int]) -> None:
