@@ -121,6 +121,8 @@ class SpeculativeDecoder:
         options = resolve_options(builder_options)
         if max_depth is not None:
             options["max_depth"] = max_depth
+        if profile is not None and selector is not None:
+            raise ValueError("load: profile must be None with a selector, which chooses the trees")
         chosen = profile is not None and drafter is not None
         if chosen and graph is True:
             raise ValueError("load: profile must be None with graph=True, whose shapes are fixed")

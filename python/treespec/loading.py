@@ -69,9 +69,9 @@ def load(
     profile
         What `treespec tune --profile` measured of this pair on this machine: every round then has
         the tree that pays, or none (docs/adaptive.md). A `Profile`, a file, or ``"auto"``: the one
-        that was kept for exactly this pair, machine and these versions, unless `node_budget` or
-        `graph` is given. None: the same size in every round. Figures of another pair or machine,
-        and files that hold none, are not used; a warning says why, and sizes are fixed.
+        that was kept for exactly this pair, machine and these versions, unless `node_budget`,
+        `graph` or `selector` is given. None: the same size in every round. Figures of another pair
+        or machine, and files that hold none, are not used; a warning says why, and sizes are fixed.
     device, dtype
         ``"auto"``: CUDA if present; the checkpoint's dtype, float32 for half precision on a CPU.
         Exported folders have a dtype of their own.
@@ -103,6 +103,7 @@ def load(
     else:
         made = _make_drafter(drafter, context, drafter_options or {})
     check_needs(model, made)
+    sized = node_budget is not None or graph is True or selector is not None
     decoder = SpeculativeDecoder(
         model,
         made,

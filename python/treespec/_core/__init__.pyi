@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import device
-__all__: list[str] = ['CandidateSource', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'law_features', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'law_features', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -263,6 +263,77 @@ class DelayedSelector:
         """
         [num_shapes] float32
         """
+class CostModel:
+    """
+    What the parts of a round cost, in seconds.
+    """
+    def __init__(self, *, target: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]]], draft_call: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex], drafts_by_level: bool, drafted_round_seconds: typing.SupportsFloat | typing.SupportsIndex, plain_round_seconds: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        target: (context, batch, {rows: seconds}) of forwards over the rows of all sequences;
+        draft_call: {rows: seconds}, empty when drafting costs nothing. Raises ValueError for
+        numbers that no measurement gives.
+        """
+    def draft_seconds(self, depth: typing.SupportsInt | typing.SupportsIndex, rows_per_call: typing.SupportsFloat | typing.SupportsIndex, backlog: typing.SupportsFloat | typing.SupportsIndex) -> float:
+        """
+        Seconds of the drafter's calls for a tree.
+        """
+    def target_seconds(self, context: typing.SupportsFloat | typing.SupportsIndex, batch: typing.SupportsInt | typing.SupportsIndex, most_rows: typing.SupportsInt | typing.SupportsIndex) -> list[float]:
+        """
+        [most_rows] seconds of a forward over 1, 2, ... rows: the padded envelope.
+        """
+class RoundPlan:
+    """
+    How a round is to be drafted.
+    """
+    @property
+    def floor(self) -> float:
+        """
+        Path probability that pays for one more row.
+        """
+    @property
+    def kind(self) -> str:
+        """
+        plain, chain or tree
+        """
+    @property
+    def max_depth(self) -> int:
+        ...
+    @property
+    def node_budget(self) -> int:
+        ...
+    @property
+    def threshold(self) -> float:
+        """
+        Expected tokens that pay for one more drafter call.
+        """
+class BudgetRule:
+    """
+    Decides how large the trees of one sequence are, or that there are none.
+    """
+    def __init__(self, costs: CostModel, *, acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]], max_nodes: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex = 2147483647, ranked_trees: bool = True, chains: bool = True) -> None:
+        ...
+    def advantage(self, *, chain: bool = False) -> float:
+        """
+        Speed over plain decoding, as last seen.
+        """
+    def learn(self, tree: TokenTree, verdict: Verdict) -> None:
+        """
+        After verification, once for every plan.
+        """
+    def plan(self, context: typing.SupportsInt | typing.SupportsIndex, batch: typing.SupportsInt | typing.SupportsIndex, useful_depth: typing.SupportsInt | typing.SupportsIndex) -> RoundPlan:
+        """
+        Before the drafter is asked.
+        """
+    @property
+    def price(self) -> float:
+        """
+        Tokens per second in the long run.
+        """
+    @property
+    def reliability(self) -> float:
+        """
+        Accepted levels over expected ones.
+        """
 class KvBuffers:
     """
     KV tensors [..., rows, dim] of one sequence, borrowed.
@@ -345,6 +416,10 @@ def ancestor_bits(parent: typing.Any) -> numpy.typing.NDArray[numpy.uint32]:
 def auto_verifier(proposal: str, greedy: bool) -> str:
     """
     What verifier="auto" stands for.
+    """
+def beginning_of(tree: TokenTree, num_drafted: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
+    """
+    The root and the first drafted nodes of a deterministic tree.
     """
 def builder_table() -> list[tuple[str, str]]:
     """
@@ -455,6 +530,10 @@ def sample_at_position(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.f
 def sequence_ids(parent: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
     """
     (offset, id): sequences (one per leaf) of node i are id[offset[i]:offset[i + 1]].
+    """
+def share_budget(rules: collections.abc.Sequence[BudgetRule], trees: collections.abc.Sequence[TokenTree]) -> list[int]:
+    """
+    [B] drafted nodes of each tree that are worth verifying.
     """
 def tree_positions(depth: typing.Any, prefix_length: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int32]:
     """
