@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treespec.benchmarking import Outcome
-from treespec.cli.svg import FAINT, GREY, GRID, INK, MARKERS, SERIES, style, to_svg
+from treespec.cli.svg import MARKERS, PAGE, style, to_svg
 from treespec.reliability import wilson_interval
 from treespec.stats import STEPS
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_INK, _FAINT, _GRID, _GREY, _SERIES = PAGE
 _WIDTH = 8.8  # inches; the page scales it
 _ROW = 0.34  # inches for a setting in a picture of rows
 # The models in full colour, what is around them in others; in the order of a round.
 _STEP_COLORS = {
-    "prefill": SERIES[5],
-    "target": SERIES[0],
-    "draft": SERIES[1],
-    "build": SERIES[2],
-    "mask": SERIES[6],
-    "verify": SERIES[3],
-    "commit": SERIES[4],
-    "other": GREY,
+    "prefill": _SERIES[5],
+    "target": _SERIES[0],
+    "draft": _SERIES[1],
+    "build": _SERIES[2],
+    "mask": _SERIES[6],
+    "verify": _SERIES[3],
+    "commit": _SERIES[4],
+    "other": _GREY,
 }
 _DEEPEST, _LAST_RANK = 12, 8  # what is further is rarely reached
 FEWEST_TRIALS = 10  # a share of fewer guesses says nothing
@@ -40,7 +41,7 @@ def speed(outcomes: Sequence[Outcome]) -> str:
         axes.barh(row, one.speedup.ratio, height=0.56, color=color, alpha=0.28, linewidth=0)
         axes.plot([one.speedup.low, one.speedup.high], [row, row], color=color, linewidth=2.2)
         axes.plot(one.speedup.ratio, row, "o", color=color, markersize=6)
-    axes.axvline(1.0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    axes.axvline(1.0, color=_INK, linewidth=1.0, linestyle=(0, (4, 3)))
     longest = max(one.speedup.high for one in outcomes)
     for row, one in enumerate(outcomes):
         label = f"{one.speedup.ratio:.2f} x, {one.tokens_per_second:.0f} tokens/s"
@@ -77,12 +78,12 @@ def nodes(outcomes: Sequence[Outcome]) -> str:
     for row, one in enumerate(drafting):
         rounds = one.stats.rounds_by_size
         sizes = [420 * count / max(one.stats.rounds, 1) for count in rounds.values()]
-        color = SERIES[row % len(SERIES)]
+        color = _SERIES[row % len(_SERIES)]
         left.scatter(list(rounds), [row] * len(rounds), s=sizes, color=color, alpha=0.75, lw=0)
         kept = one.stats.accepted / max(one.stats.rounds, 1)
         wasted = one.stats.wasted_nodes / max(one.stats.rounds, 1)
-        right.barh(row, kept, height=0.56, color=SERIES[0])
-        right.barh(row, wasted, left=kept, height=0.56, color=GREY, alpha=0.45)
+        right.barh(row, kept, height=0.56, color=_SERIES[0])
+        right.barh(row, wasted, left=kept, height=0.56, color=_GREY, alpha=0.45)
         _write_beside(right, kept + wasted, row, f"{one.stats.wasted_share:.0%} wasted")
     _rows_axis(left, drafting)
     most = max(size for one in drafting for size in one.stats.rounds_by_size)
@@ -105,7 +106,7 @@ def calibration(outcomes: Sequence[Outcome]) -> str | None:
     grid = figure.add_gridspec(2, 2, height_ratios=(3.4, 1), width_ratios=(1, 1), hspace=0.05)
     diagram, counts = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     totals = figure.add_subplot(grid[:, 1])
-    diagram.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    diagram.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
     for place, one in shown:
         _diagram(diagram, counts, place, one)
     diagram.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share accepted")
@@ -132,7 +133,7 @@ def time(outcomes: Sequence[Outcome]) -> str:
             color = _STEP_COLORS[step]
             axes.barh(
                 range(len(outcomes)), spent, left=start, height=0.62, color=color, label=step,
-                edgecolor=GRID, linewidth=0.4,
+                edgecolor=_GRID, linewidth=0.4,
             )  # fmt: skip
         start = [before + more for before, more in zip(start, spent, strict=True)]
     for row, one in enumerate(outcomes):
@@ -162,7 +163,7 @@ def _rows_figure(outcomes: Sequence[Outcome], extra: float) -> tuple[Figure, Axe
 
 def _rows_axis(axes: Axes, outcomes: Sequence[Outcome]) -> None:
     """Names down the left side, the first on top."""
-    axes.set_yticks(range(len(outcomes)), _names(outcomes), color=INK)
+    axes.set_yticks(range(len(outcomes)), _names(outcomes), color=_INK)
     axes.set_ylim(len(outcomes) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -178,8 +179,8 @@ def _drafting(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def _speed_color(one: Outcome) -> str:
     if one.builder is None or one.speedup.low <= 1 <= one.speedup.high:
-        return GREY
-    return SERIES[0] if one.speedup.low > 1 else SERIES[1]
+        return _GREY
+    return _SERIES[0] if one.speedup.low > 1 else _SERIES[1]
 
 
 def _shares(
@@ -190,7 +191,7 @@ def _shares(
     pairs = [pair for pair in pairs if pair[1] >= FEWEST_TRIALS]
     xs = range(1, len(pairs) + 1)
     shares = [hit / trials for hit, trials in pairs]
-    color = SERIES[place % len(SERIES)]
+    color = _SERIES[place % len(_SERIES)]
     for x, (hit, trials) in zip(xs, pairs, strict=True):
         axes.vlines(x, *wilson_interval(hit, trials), color=color, alpha=0.35, linewidth=1)
     axes.plot(xs, shares, color=color, marker=MARKERS[place % len(MARKERS)])
@@ -199,7 +200,7 @@ def _shares(
 def _diagram(diagram: Axes, counts: Axes, place: int, one: Outcome) -> None:
     assert one.reliability is not None
     rows = one.reliability.bins()
-    color, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    color, marker = _SERIES[place % len(_SERIES)], MARKERS[place % len(MARKERS)]
     xs = [row.predicted for row in rows]
     for row in rows:
         diagram.vlines(row.predicted, *row.interval(), color=color, alpha=0.35, linewidth=1)
@@ -211,7 +212,7 @@ def _totals(axes: Axes, shown: Sequence[tuple[int, Outcome]]) -> None:
     """Promised and kept guesses per round, a pair of bars each."""
     for row, (place, one) in enumerate(shown):
         rounds = max(one.stats.rounds, 1)
-        color = SERIES[place % len(SERIES)]
+        color = _SERIES[place % len(_SERIES)]
         for offset, amount, alpha, what in (
             (-0.2, one.stats.predicted_accepted / rounds, 0.4, "promised"),
             (0.2, one.stats.accepted / rounds, 1.0, "kept"),
@@ -219,7 +220,7 @@ def _totals(axes: Axes, shown: Sequence[tuple[int, Outcome]]) -> None:
             axes.barh(row + offset, amount, height=0.36, color=color, alpha=alpha, linewidth=0)
             _write_beside(axes, amount, row + offset, f"{amount:.2f} {what}")
     _rows_axis(axes, [one for _, one in shown])
-    axes.set_yticklabels([f"{one.name}\n{_error(one)}" for _, one in shown], color=INK)
+    axes.set_yticklabels([f"{one.name}\n{_error(one)}" for _, one in shown], color=_INK)
     axes.margins(x=0.3)
     axes.set(xlim=(0, None), xlabel="guesses per target forward")
     axes.set_title("promised and kept, round by round")
@@ -233,7 +234,7 @@ def _error(one: Outcome) -> str:
 def _write_beside(axes: Axes, x: float, y: float, text: str) -> None:
     """Write a figure right of the end of its bar."""
     axes.annotate(
-        text, (x, y), (5, 0), textcoords="offset points", va="center", color=INK,
+        text, (x, y), (5, 0), textcoords="offset points", va="center", color=_INK,
         annotation_clip=False,
     )  # fmt: skip
 
@@ -256,4 +257,4 @@ def in_style() -> Any:
     """The context in which all pictures are drawn."""
     import matplotlib
 
-    return matplotlib.rc_context(style())
+    return matplotlib.rc_context(style(PAGE))

@@ -13,7 +13,7 @@ from treespec.benchmarking import Comparison, Outcome
 from treespec.cli import bench_figures as figures
 from treespec.cli.pictures import draw_round
 from treespec.cli.round_view import view_round
-from treespec.cli.svg import to_svg
+from treespec.cli.svg import DARK, LIGHT, to_svg
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def write_report(
         provenance=provenance,
         sections=sections,
         headline=_headline(comparison),
+        light=LIGHT,
+        dark=DARK,
     )
     path.write_text(page, encoding="utf-8")
 
