@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from treespec.cli import build_app
 from treespec.cli.bench_report import Provenance, write_report
 from treespec.decoder import SpeculativeDecoder
 from treespec.generation import RoundRecord
+from treespec.identity import identity_of
+from treespec.profile import Profile, TargetSeconds, profile_path
 from treespec.reliability import Reliability, trials_of, wilson_interval
 
 PROMPTS = [[5, 6, 7], [3, 9, 4, 4], [8]]
@@ -52,6 +55,7 @@ def ran(
     [
         ("opt_tree", ("opt_tree", None, "auto", {})),
         ("opt_tree:16", ("opt_tree", 16, "auto", {})),
+        ("opt_tree:auto:greedy", ("opt_tree", None, "greedy", {})),
         ("dyspec:32:traversal", ("dyspec", 32, "traversal", {})),
         ("kary::greedy,expansion=3,2,1", ("kary", None, "greedy", {"expansion": [3, 2, 1]})),
         (
@@ -104,6 +108,43 @@ def test_plain_decoding_has_nothing_to_compare() -> None:
     plain = treespec.load(target_model("llama"), None)
     with pytest.raises(ValueError, match="bench: models must have a drafter"):
         ran(plain, [Setting("a")])
+
+
+def flat_profile(identity: dict[str, str]) -> Profile:
+    """Of a machine where more rows cost next to nothing."""
+    return Profile(
+        target=(TargetSeconds(64, 1, {1: 0.01, 16: 0.0101}),),
+        draft_call={},
+        drafts_by_level=True,
+        drafted_round=0.0001,
+        plain_round=0.0001,
+        acceptance={"deterministic": [[0.6, 0.2, 0.1]]},
+        identity=identity,
+    )
+
+
+def test_sizes_of_auto_come_from_a_profile_of_this_very_pair(
+    models: SpeculativeDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TREESPEC_CACHE", str(tmp_path))
+    settings = [command.parse_setting(text) for text in ("opt_tree:4", "opt_tree:auto")]
+    with pytest.raises(ValueError, match="there is none: run treespec tune --profile"):
+        command._with_profile(settings, models, None)
+    assert command._with_profile(settings[:1], models, None) == settings[:1]
+
+    identity = identity_of(models.target, models.drafter)
+    flat_profile(identity).save(profile_path(identity))
+    fixed, chosen = command._with_profile(settings, models, None)
+    assert fixed.profile is None and chosen.profile is not None
+    comparison = ran(models, [fixed, chosen])
+    assert comparison.outcomes[1].stats.rounds_by_size.keys() <= {0, 1, 2, 3, 4}
+    assert comparison.outcomes[2].agreement == Agreement(equal=3)
+    assert max(comparison.outcomes[2].stats.rounds_by_size) > 4
+
+    other = tmp_path / "other.json"
+    flat_profile({**identity, "device": "another machine"}).save(other)
+    with pytest.raises(ValueError, match="--profile must be of this pair: device is"):
+        command._with_profile(settings, models, other)
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -183,23 +224,40 @@ def test_settings_with_draws_of_their_own_have_no_texts_to_compare(
     assert ran(models, [drawn], temperature=0.0).outcomes[1].agreement == Agreement(equal=3)
 
 
+@pytest.mark.parametrize(
+    ("change", "is_tie", "expected"),
+    [
+        (lambda text: [*text[:-1], (text[-1] + 1) % 50], None, Agreement(different=3)),
+        (lambda text: [*text[:-1], (text[-1] + 1) % 50], True, Agreement(near_ties=3)),
+        (lambda text: text[:-1], True, Agreement(different=3)),
+    ],
+    ids=["another token", "another token at a tie", "cut"],
+)
 def test_texts_that_differ_are_found(
-    models: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+    models: SpeculativeDecoder,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[int]], list[int]],
+    is_tie: bool | None,
+    expected: Agreement,
 ) -> None:
-    """A decoder that writes its last token wrong."""
+    """Of a decoder that ends its texts wrong."""
     generate = SpeculativeDecoder.generate
 
     def wrong(self: SpeculativeDecoder, prompt: Any, **options: Any) -> Any:
         result = generate(self, prompt, **options)
         if self.drafter is None:
             return result
-        likeliest = result.token_ids[-1]
-        return dataclasses.replace(result, token_ids=[*result.token_ids[:-1], (likeliest + 1) % 50])
+        return dataclasses.replace(result, token_ids=change(result.token_ids))
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", wrong)
+    if is_tie is not None:
+        monkeypatch.setattr("treespec.benchmarking.compare.is_near_tie", lambda *_: is_tie)
     comparison = ran(models, [Setting("a", "chain")])
-    assert comparison.outcomes[1].agreement == Agreement(different=3)
-    with pytest.raises(ValueError, match="bench: texts of a must be plain decoding's"):
+    assert comparison.outcomes[1].agreement == expected
+    if expected.different:
+        with pytest.raises(ValueError, match="bench: texts of a must be plain decoding's"):
+            command._refuse_different_texts(comparison)
+    else:
         command._refuse_different_texts(comparison)
 
 

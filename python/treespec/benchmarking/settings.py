@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treespec.decoder import SpeculativeDecoder
+from treespec.profile import Profile
 
 PLAIN = "plain"  # the name of decoding without a drafter
 
@@ -20,8 +21,8 @@ class Setting:
     ----------
     name
         What it is called in tables.
-    builder, verifier, node_budget, options, lossy
-        As in `SpeculativeDecoder`.
+    builder, verifier, node_budget, options, lossy, profile
+        As in `SpeculativeDecoder`: with a profile the size is chosen round by round.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Setting:
     verifier: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     lossy: bool = False
+    profile: Profile | None = None
 
     def decoder(self, models: SpeculativeDecoder) -> SpeculativeDecoder:
         """A decoder over the same models.
@@ -49,6 +51,7 @@ class Setting:
                 verifier=self.verifier,
                 node_budget=self.node_budget,
                 lossy=self.lossy,
+                profile=self.profile,
             )
         except (ValueError, NotImplementedError) as error:
             raise type(error)(f"bench: setting {self.name!r}: {error}") from error

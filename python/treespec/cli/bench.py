@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SUMMARY = "Compare trees with plain decoding on this machine; write a report with pictures."
 
 _PIPE_WIDTH = 140
+AUTO = "auto"  # in place of a number of nodes
 DEFAULT_SETTINGS = ("opt_tree", "chain")
 
 
@@ -40,13 +42,23 @@ def bench(
             "--compare",
             "-c",
             metavar="SETTING",
-            help="BUILDER[:NODES[:VERIFIER]][,OPTION=VALUE...], repeatable.",
+            help="BUILDER[:NODES[:VERIFIER]][,OPTION=VALUE...], repeatable; NODES `auto` chooses "
+            "the size of every round by a profile.",
             show_default="opt_tree and chain",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", metavar="FILE", help="One prompt per line; none: demo prompts."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE",
+            help="The profile for NODES `auto`.",
+            show_default="what `treespec tune --profile` kept for this pair here",
+        ),
     ] = None,
     repetitions: Annotated[
         int,
@@ -86,6 +98,12 @@ def bench(
 
         treespec bench -c opt_tree:8 -c dyspec:32:traversal -c kary:6,expansion=3,1 -t 0.7
 
+    Sizes chosen round by round, beside a fixed one:
+
+        treespec tune --profile
+
+        treespec bench -c opt_tree:auto -c opt_tree:8
+
     Your own pair and prompts, every figure for a script:
 
         treespec bench --target ./llama-8b --drafter ./llama-1b --prompts my.txt --json out.json
@@ -100,7 +118,9 @@ def bench(
         require_report_packages()
     settings = [parse_setting(text, lossy) for text in compare or DEFAULT_SETTINGS]
     texts = _prompts(prompts)
-    models = pair.load(builder="chain")  # which every drafter and target serves
+    # A chain is what every drafter and target serves; settings say what is played.
+    models = pair.load(builder="chain", profile=None)
+    settings = _with_profile(settings, models, profile)
     comparison = run(
         models,
         settings,
@@ -139,12 +159,14 @@ def parse_setting(text: str, lossy: bool = False) -> Setting:
             f"--compare must be BUILDER[:NODES[:VERIFIER]][,OPTION=VALUE...], got {text!r}"
         )
     nodes = more[0] if more else ""
-    if nodes and not nodes.isdecimal():
-        raise typer.BadParameter(f"--compare: NODES must be a number, got {nodes!r} in {text!r}")
+    if nodes not in ("", AUTO) and not nodes.isdecimal():
+        raise typer.BadParameter(
+            f"--compare: NODES must be a number or {AUTO}, got {nodes!r} in {text!r}"
+        )
     return Setting(
         text,
         builder,
-        int(nodes) if nodes else None,
+        int(nodes) if nodes.isdecimal() else None,
         more[1] if len(more) > 1 else "auto",
         parse_assignments("--compare", _joined(rest)),
         lossy,
@@ -160,6 +182,31 @@ def _joined(parts: list[str]) -> list[str]:
         else:
             options[-1] += f",{part}"
     return options
+
+
+def _is_auto(setting: Setting) -> bool:
+    head, *_ = setting.name.split(",")
+    return head.split(":")[1:2] == [AUTO]
+
+
+def _with_profile(settings: list[Setting], models: Any, file: Path | None) -> list[Setting]:
+    """Give the profile of this pair on this machine to the settings that ask for one."""
+    from treespec.identity import identity_of
+    from treespec.profile import Profile, profile_path
+
+    if not any(map(_is_auto, settings)):
+        return settings
+    identity = identity_of(models.target, models.drafter)
+    path = file or profile_path(identity)
+    if file is None and not path.exists():
+        raise ValueError(
+            f"bench: NODES {AUTO} needs a profile of this pair on this machine, there is none: "
+            "run treespec tune --profile, or give --profile FILE"
+        )
+    profile = Profile.load(path)
+    if differences := profile.differences(identity):
+        raise ValueError(f"bench: --profile must be of this pair: {'; '.join(differences)}")
+    return [replace(one, profile=profile) if _is_auto(one) else one for one in settings]
 
 
 def _prompts(path: Path | None) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from treespec.benchmarking import Outcome
@@ -76,10 +76,7 @@ def nodes(outcomes: Sequence[Outcome]) -> str:
     figure = _figure(1.15 + _ROW * len(drafting))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.0, 1.15))
     for row, one in enumerate(drafting):
-        rounds = one.stats.rounds_by_size
-        sizes = [420 * count / max(one.stats.rounds, 1) for count in rounds.values()]
-        color = _SERIES[row % len(_SERIES)]
-        left.scatter(list(rounds), [row] * len(rounds), s=sizes, color=color, alpha=0.75, lw=0)
+        _histogram(left, row, one.stats.rounds_by_size)
         kept = one.stats.accepted / max(one.stats.rounds, 1)
         wasted = one.stats.wasted_nodes / max(one.stats.rounds, 1)
         right.barh(row, kept, height=0.56, color=_SERIES[0])
@@ -88,8 +85,7 @@ def nodes(outcomes: Sequence[Outcome]) -> str:
     _rows_axis(left, drafting)
     most = max(size for one in drafting for size in one.stats.rounds_by_size)
     left.set(xlim=(-0.06 * most - 0.5, most * 1.08 + 0.5), xlabel="guesses in a tree")
-    left.set_title("sizes of trees: area is the share of rounds")
-    left.grid(axis="x")
+    left.set_title("sizes of trees: height is the share of rounds")
     right.tick_params(left=False)
     right.margins(x=0.24)
     right.set(xlim=(0, None), xlabel="guesses per target forward")
@@ -195,6 +191,14 @@ def _shares(
     for x, (hit, trials) in zip(xs, pairs, strict=True):
         axes.vlines(x, *wilson_interval(hit, trials), color=color, alpha=0.35, linewidth=1)
     axes.plot(xs, shares, color=color, marker=MARKERS[place % len(MARKERS)])
+
+
+def _histogram(axes: Axes, row: int, rounds: Mapping[int, int]) -> None:
+    """Stems on a line of its own, the most frequent size as high as there is room."""
+    color, foot, most = _SERIES[row % len(_SERIES)], row + 0.36, max(rounds.values())
+    axes.axhline(foot, color=_GRID, linewidth=0.8)
+    tops = [foot - 0.76 * count / most for count in rounds.values()]
+    axes.vlines(list(rounds), foot, tops, color=color, linewidth=3.2)
 
 
 def _diagram(diagram: Axes, counts: Axes, place: int, one: Outcome) -> None:

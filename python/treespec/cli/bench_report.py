@@ -130,7 +130,8 @@ were, right by whether they were the first guess at their place, the second, and
 stop paying; where the right one is still high, wider ones would.
 """
 _NODES = """
-Left, how many guesses the trees had; a single disc is a size that never changes. Right, what a
+Left, how many guesses the trees had; a single bar is a size that never changes, and one at 0 is
+plain decoding. Right, what a
 target forward kept of them and what it computed for nothing: waste is cheap as long as more rows
 cost the target little time.
 """

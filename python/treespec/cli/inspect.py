@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`treespec inspect`: look at the tree of one round."""
+"""`treespec inspect`: look at the tree of one round, or at a cost profile."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +13,14 @@ from rich.console import Console
 from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import ModelOptions, PromptOptions, SamplingOptions
-from treespec.cli.pictures import check_picture, save_picture, terminal_tree
+from treespec.cli.pictures import check_picture, save_figure, save_picture, terminal_tree
 from treespec.cli.round_view import RoundView, token_label, view_round
 
 if TYPE_CHECKING:
     from treespec.decoder import SpeculativeDecoder
     from treespec.generation import RoundRecord
 
-SUMMARY = "Show the tree of one round: what was guessed, what was accepted."
+SUMMARY = "Show the tree of one round, guessed and accepted, or what `tune --profile` measured."
 
 
 def inspect(
@@ -31,6 +32,14 @@ def inspect(
             "--round", "-r", metavar="N", min=1, help="Which round to show; 1 is the first."
         ),
     ] = 1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE",
+            help="Show this cost profile of `treespec tune --profile` instead of a round.",
+        ),
+    ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -41,7 +50,7 @@ def inspect(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the nodes as one JSON object.")
+        bool, typer.Option("--json", help="Print the nodes, or the profile, as one JSON object.")
     ] = False,
     sampling: SamplingOptions,
     models: ModelOptions,
@@ -62,9 +71,20 @@ def inspect(
     How another builder spends the same 16 guesses:
 
         treespec inspect "def main():" --builder kary --nodes 16
+
+    What a target forward costs here by rows, and a picture of it:
+
+        treespec tune --profile --out costs.json
+
+        treespec inspect --profile costs.json --out costs.png
     """
     for path in out or []:
         check_picture("inspect", path)
+    if profile is not None:
+        if prompt.prompt is not None or prompt.prompt_file is not None:
+            raise typer.BadParameter("--profile shows a file, which has no PROMPT")
+        _inspect_profile(profile, out or [], as_json)
+        return
     text = prompt.read()
     decoder = models.load()
     record = find_round(decoder, text, sampling.keywords(), round_number)
@@ -77,6 +97,22 @@ def inspect(
         console.print(f"round {round_number}: {view.totals()}", soft_wrap=True, highlight=False)
     for path in out or []:
         save_picture(view, path, f"Round {round_number}: {view.totals()}", _subtitle(decoder, view))
+        show_note(f"wrote {path}")
+
+
+def _inspect_profile(file: Path, out: list[Path], as_json: bool) -> None:
+    from treespec.cli.profile_view import draw_profile, profile_summary
+    from treespec.profile import Profile
+
+    profile = Profile.load(file)
+    if as_json:
+        print_json(dataclasses.asdict(profile))
+    else:
+        Console().print(profile_summary(profile))
+    names = [str(profile.metadata.get(name, "")) for name in ("target", "drafter")]
+    title = "What a round costs: " + " and ".join(filter(None, names or [file.name]))
+    for path in out:
+        save_figure(draw_profile(profile, title), path)
         show_note(f"wrote {path}")
 
 

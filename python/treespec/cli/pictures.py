@@ -62,11 +62,7 @@ def terminal_tree(view: RoundView) -> Tree:
 
 def save_picture(view: RoundView, path: Path, title: str, subtitle: str) -> None:
     """Draw the tree to `path`, which `check_picture` admits; its suffix chooses the format."""
-    import matplotlib
-
-    # A fixed salt and no date make the same round the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "treespec"}):
-        save_figure(draw_round(view, title, subtitle), path)
+    save_figure(draw_round(view, title, subtitle), path)
 
 
 def check_picture(who: str, path: Path) -> None:
@@ -103,10 +99,14 @@ def draw_round(view: RoundView, title: str, subtitle: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure without its date, as large as a picture may be."""
+    """Write a figure, as large as a picture may be; its suffix chooses the format."""
+    import matplotlib
+
     dpi = min(_DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(path, dpi=dpi, metadata=metadata.get(path.suffix.lower()))
+    # A fixed salt and no date make the same figures the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "treespec"}):
+        figure.savefig(path, dpi=dpi, metadata=metadata.get(path.suffix.lower()))
 
 
 def _root_text(view: RoundView) -> Text:
