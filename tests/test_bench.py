@@ -251,7 +251,7 @@ def test_texts_that_differ_are_found(
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", wrong)
     if is_tie is not None:
-        monkeypatch.setattr("treespec.benchmarking.compare.is_near_tie", lambda *_: is_tie)
+        monkeypatch.setattr("treespec.benchmarking.comparison.is_near_tie", lambda *_: is_tie)
     comparison = ran(models, [Setting("a", "chain")])
     assert comparison.outcomes[1].agreement == expected
     if expected.different:

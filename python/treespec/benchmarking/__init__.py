@@ -6,7 +6,7 @@ The command `treespec bench` runs it.
 
 from __future__ import annotations
 
-from treespec.benchmarking.compare import Agreement, Comparison, Outcome, Speedup, compare
+from treespec.benchmarking.comparison import Agreement, Comparison, Outcome, Speedup, compare
 from treespec.benchmarking.settings import PLAIN, Setting
 
 __all__ = ["PLAIN", "Agreement", "Comparison", "Outcome", "Setting", "Speedup", "compare"]
