@@ -233,7 +233,12 @@ def _provenance(pair: PairOptions, models: Any) -> Provenance:
     threads = torch.get_num_threads() if torch is not None else 0
     return Provenance(
         shlex.join(["treespec", *sys.argv[1:]]),
-        {"target": pair.target, "drafter": pair.drafter, "device": device, "dtype": pair.dtype},
+        {
+            "target": pair.target,
+            "drafter": str(pair.named_drafter),
+            "device": device,
+            "dtype": pair.dtype,
+        },
         machine(threads),
         datetime.now(timezone.utc).date().isoformat(),
     )
