@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 from decoder_models import draft_model, table_pair, target_model
+from selector_cases import random_selector
 from typer.testing import CliRunner, Result
 
 import treespec
@@ -108,6 +109,15 @@ def test_plain_decoding_has_nothing_to_compare() -> None:
     plain = treespec.load(target_model("llama"), None)
     with pytest.raises(ValueError, match="bench: models must have a drafter"):
         ran(plain, [Setting("a")])
+
+
+def test_a_selector_is_an_option_of_its_setting(models: SpeculativeDecoder, tmp_path: Path) -> None:
+    random_selector().save(tmp_path / "mine")
+    setting = command.parse_setting(f"delayed,selector={tmp_path / 'mine'}")
+    assert setting.options == {} and setting.selector == str(tmp_path / "mine")
+    outcome = ran(models, [setting], temperature=0.9).outcomes[1]
+    assert outcome.verifier == random_selector().config.verifier
+    assert outcome.stats.accepted > 0
 
 
 def flat_profile(identity: dict[str, str]) -> Profile:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import treespec
+from treespec.machine import cpu_model
 
 _PACKAGES = ("numpy", "torch", "transformers")
 
@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "torch", "transformers")
 def machine(threads: int) -> dict[str, Any]:
     """Processor, cores, threads used, system and versions; a package that is absent is None."""
     return {
-        "processor": _cpu_model(),
+        "processor": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
@@ -25,14 +25,6 @@ def machine(threads: int) -> dict[str, Any]:
         "treespec": treespec.__version__,
         **{name: _version(name) for name in _PACKAGES},
     }
-
-
-def _cpu_model() -> str:
-    facts = Path("/proc/cpuinfo")
-    for line in facts.read_text(encoding="utf-8").splitlines() if facts.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
 
 
 def _version(name: str) -> str | None:

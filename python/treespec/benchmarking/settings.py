@@ -21,8 +21,9 @@ class Setting:
     ----------
     name
         What it is called in tables.
-    builder, verifier, node_budget, options, lossy, profile
-        As in `SpeculativeDecoder`: with a profile the size is chosen round by round.
+    builder, verifier, node_budget, options, lossy, profile, selector
+        As in `SpeculativeDecoder`: with a profile the size of every round is chosen by its costs,
+        with a selector the shape of a delayed tree by its network.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     lossy: bool = False
     profile: Profile | None = None
+    selector: str | None = None
 
     def decoder(self, models: SpeculativeDecoder) -> SpeculativeDecoder:
         """A decoder over the same models.
@@ -52,6 +54,7 @@ class Setting:
                 node_budget=self.node_budget,
                 lossy=self.lossy,
                 profile=self.profile,
+                selector=self.selector,
             )
         except (ValueError, NotImplementedError) as error:
             raise type(error)(f"bench: setting {self.name!r}: {error}") from error

@@ -163,13 +163,15 @@ def parse_setting(text: str, lossy: bool = False) -> Setting:
         raise typer.BadParameter(
             f"--compare: NODES must be a number or {AUTO}, got {nodes!r} in {text!r}"
         )
+    options = parse_assignments("--compare", _joined(rest))
     return Setting(
         text,
         builder,
         int(nodes) if nodes.isdecimal() else None,
         more[1] if len(more) > 1 else "auto",
-        parse_assignments("--compare", _joined(rest)),
+        options,
         lossy,
+        selector=options.pop("selector", None),
     )
 
 
