@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from treespec.cli.command import show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import PairOptions, parse_assignments
+from treespec.cli.progress import progress_bar
 from treespec.training import TRAINEES, check_options
 from treespec.training.memory import keep_freed_memory
 
@@ -340,7 +341,7 @@ def _texts(data: DataOptions, out: Path, decoder: Any, seed: int) -> Callable[[]
             data.samples or out / "samples",
             decoder.target,
             decoder.tokenizer,
-            _progress("the target writes"),
+            progress_bar("the target writes"),
         )
 
     return texts
@@ -427,7 +428,7 @@ def _evaluate(
 
     trees = standard_trees(drafter.source_kind)
     out: dict[str, dict[str, Replay]] = {tree.name: {} for tree in trees}
-    for temperature in _progress("replay")(list(temperatures)):
+    for temperature in progress_bar("replay")(list(temperatures)):
         trajectories = write_trajectories(
             target, prompts, drafter.needs, new_tokens=new_tokens + _SPARE, temperature=temperature
         )
@@ -474,16 +475,6 @@ def _facts(
 
 
 # --- What people read -----------------------------------------------------------------------------
-
-
-def _progress(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
-    """Return the walk over jobs that draws a bar on a terminal's stderr."""
-    console = Console(stderr=True)
-
-    def walk(jobs: Sequence[Any]) -> Iterable[Any]:
-        return track(jobs, what, console=console, transient=True, disable=not sys.stderr.isatty())
-
-    return walk
 
 
 @contextmanager

@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from treespec.cli.command import show_note
+from treespec.cli.command import check_output, show_note
 from treespec.cli.generate import print_json, read_prompts
 from treespec.cli.options import PairOptions
+from treespec.cli.progress import progress_bar
 from treespec.cli.report import BAR_WIDTH, bar
 from treespec.profile import Profile, profile_path
 
@@ -35,7 +33,6 @@ _SHOWN_RANKS = 8
 _MEASURED_DEPTHS = 4  # a run each; deeper nodes are rarely reached, the last row stands for them
 _measure = partial(typer.Option, rich_help_panel="What is measured")
 _tree = partial(typer.Option, rich_help_panel="The tree")
-_Job = TypeVar("_Job")
 
 
 @dataclass(frozen=True)
@@ -175,9 +172,9 @@ def tune(
     """
     budget = _parse_nodes(nodes)
     measure.check_proposal()
-    _check_output("--growth-map", growth_map)
-    _check_output("--calibration", calibration)
-    _check_output("--out", out)
+    check_output("--growth-map", growth_map)
+    check_output("--calibration", calibration)
+    check_output("--out", out)
     if out is not None and not profile:
         raise typer.BadParameter("--out is for --profile, got it alone")
     prompts = measure.read_prompts()
@@ -250,7 +247,7 @@ def _tune_map(
         width=measure.width,
         max_depth=min(max_depth, _MEASURED_DEPTHS),
         proposal=proposal,
-        progress=_progress("acceptance"),
+        progress=progress_bar("acceptance"),
         **measure.keywords(),
     )
     costs = measure_costs(
@@ -260,7 +257,7 @@ def _tune_map(
         temperature=measure.temperature,
         proposal=proposal,
         seed=measure.seed,
-        progress=_progress("costs"),
+        progress=progress_bar("costs"),
     )
     size = best_size(
         acceptance.table,
@@ -281,7 +278,7 @@ def _tune_calibration(
     from treespec.tuning import measure_calibration
 
     table = measure_calibration(
-        decoder, prompts, progress=_progress("calibration"), **measure.keywords()
+        decoder, prompts, progress=progress_bar("calibration"), **measure.keywords()
     )
     return replace(table, metadata=_provenance(pair, measure))
 
@@ -299,7 +296,7 @@ def _tune_profile(
         decoder,
         prompts,
         batches=(1, *batches),
-        progress=_progress("profile"),
+        progress=progress_bar("profile"),
         **measure.keywords(),
     )
     return replace(measured, metadata={**measured.metadata, **_provenance(pair, measure)})
@@ -313,11 +310,6 @@ def _parse_nodes(nodes: str) -> int | None:
     return int(nodes)
 
 
-def _check_output(option: str, path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise typer.BadParameter(f"{option} must be a file in an existing folder, got {path}")
-
-
 def _provenance(pair: PairOptions, measure: MeasureOptions) -> dict[str, Any]:
     return {
         "target": pair.target,
@@ -327,16 +319,6 @@ def _provenance(pair: PairOptions, measure: MeasureOptions) -> dict[str, Any]:
         "prompts": str(measure.prompts.name) if measure.prompts is not None else "demo",
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
-
-
-def _progress(what: str) -> Any:
-    """Return the walk over jobs that draws a bar on a terminal's stderr."""
-    console = Console(stderr=True)
-
-    def walk(jobs: Sequence[_Job]) -> Iterable[_Job]:
-        return track(jobs, what, console=console, transient=True, disable=not sys.stderr.isatty())
-
-    return walk
 
 
 # --- what people read -----------------------------------------------------------------------------
