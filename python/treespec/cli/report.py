@@ -85,7 +85,7 @@ def _headline(stats: Stats) -> Text:
         line.append(f", {stats.accepted} accepted, {stats.draft_calls} drafter calls", style="dim")
         if stats.drafted_nodes:
             line.append(f"\n{stats.wasted_share:.0%} of the nodes wasted", style="dim")
-            line.append(f", {stats.predicted_accepted:.1f} accepted predicted", style="dim")
+            line.append(f", {stats.predicted_accepted:.1f} accepted promised", style="dim")
     return line
 
 
