@@ -4,8 +4,8 @@
 import numpy as np
 
 from treespec.selector.actions import ACTIONS, PLACE, Action
-from treespec.selector.features import SCALARS
-from treespec.selector.labels import Labels, Setting
+from treespec.selector.features import SCALARS, Setting
+from treespec.selector.labels import Labels
 from treespec.selector.selector import Selector, SelectorConfig, StaticChoice
 from treespec.tuning.costs import Costs
 

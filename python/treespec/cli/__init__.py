@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from treespec.cli import bench, chat, export, generate, info, inspect, train_drafter, tune
+from treespec.cli import (
+    bench,
+    chat,
+    export,
+    generate,
+    info,
+    inspect,
+    train_drafter,
+    train_selector,
+    tune,
+)
 from treespec.cli.command import as_command
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -18,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "tune": (tune.tune, tune.SUMMARY),
     "bench": (bench.bench, bench.SUMMARY),
     "train-drafter": (train_drafter.train_drafter, train_drafter.SUMMARY),
+    "train-selector": (train_selector.train_selector, train_selector.SUMMARY),
     "export": (export.export, export.SUMMARY),
     "info": (info.info, info.SUMMARY),
 }

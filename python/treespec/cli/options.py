@@ -153,6 +153,14 @@ class ModelOptions(PairOptions):
             help="More for the builder, repeatable: `width=4`, `expansion=4,2,1`.",
         ),
     ] = None
+    selector: Annotated[
+        Path | None,
+        _tree(
+            metavar="FILE",
+            help="With `--builder delayed`: what chooses the tree of every round "
+            "(`treespec train-selector`).",
+        ),
+    ] = None
     lossy: Annotated[
         bool,
         _tree(help="Admit verifiers that change the distribution of the text (`typical`)."),
@@ -167,6 +175,7 @@ class ModelOptions(PairOptions):
             max_depth=self.max_depth,
             builder_options=parse_assignments("--builder-option", self.builder_option) or None,
             lossy=self.lossy,
+            selector=self.selector,
             **options,
         )
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from treespec import _core
+from treespec.config import SamplingParams
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.expander import RootRows
 from treespec.targets.base import in_host_memory
@@ -26,6 +27,21 @@ LAWS = (
 SCALARS = (*LAWS, "log_context", "temperature", "top_p")
 # Hidden states: the target's at the token before the root, the drafter's there and at the root.
 STATES = ("target_before", "draft_before", "draft_root")
+
+
+class Setting(NamedTuple):
+    """How texts are drawn."""
+
+    temperature: float
+    top_p: float = 1.0
+
+    @property
+    def params(self) -> SamplingParams:
+        """As `generate` takes it."""
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p)
+
+    def __str__(self) -> str:
+        return f"T {self.temperature:g}" + (f", top-p {self.top_p:g}" if self.top_p < 1 else "")
 
 
 def scalars(

@@ -14,36 +14,20 @@ import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from treespec.config import SamplingParams
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.selector.actions import ACTIONS
-from treespec.selector.features import STATES, as_float32, scalars
+from treespec.selector.features import STATES, Setting, as_float32, scalars
 from treespec.selector.supersets import Pair, Root, draft_settings, evaluate
 from treespec.tuning.pair import Progress, as_decoder, prompt_list
 
 _FORMAT, _VERSION = "treespec.selector_labels", 1
 STRIDE = 16  # tokens from root to root
-
-
-class Setting(NamedTuple):
-    """How texts are drawn."""
-
-    temperature: float
-    top_p: float = 1.0
-
-    @property
-    def params(self) -> SamplingParams:
-        """As `generate` takes it."""
-        return SamplingParams(temperature=self.temperature, top_p=self.top_p)
-
-    def __str__(self) -> str:
-        return f"T {self.temperature:g}" + (f", top-p {self.top_p:g}" if self.top_p < 1 else "")
 
 
 @dataclass(frozen=True)

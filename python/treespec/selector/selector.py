@@ -16,8 +16,7 @@ import numpy.typing as npt
 from treespec import _core
 from treespec.config import SamplingParams
 from treespec.selector.actions import Action
-from treespec.selector.features import SCALARS, STATES, Float32Array
-from treespec.selector.labels import Setting
+from treespec.selector.features import SCALARS, STATES, Float32Array, Setting
 from treespec.tuning.costs import Costs
 
 _FORMAT, _VERSION = "treespec.selector", 1
