@@ -120,15 +120,15 @@ class TrainingOptions:
         str,
         typer.Option(
             metavar="NAME",
-            help="`log_ratio`, the paper's mean over roots; `total`, tokens over seconds in all.",
+            help="`total`, tokens over seconds in all; `log_ratio`, the paper's mean over roots.",
             **_training,
         ),
-    ] = "log_ratio"
+    ] = "total"
     penalty: Annotated[
         float, typer.Option(metavar="X", min=0, help="Of rare large regressions.", **_training)
-    ] = 1.0
+    ] = 0.1
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="At most.", **_training)] = 200
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="AdamW's.", **_training)] = 3e-4
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="AdamW's.", **_training)] = 1e-3
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.", **_training)] = (
         False
     )
@@ -192,7 +192,7 @@ def train_selector(
     Another objective from the same labels, with hidden states:
 
         treespec train-selector --labels demo-selector.labels.npz --states all \
-            --objective total --out total.safetensors
+            --objective log_ratio --penalty 1 --out paper.safetensors
     """
     from treespec.selector.supersets import TREE_VERIFIERS
     from treespec.selector.training import train_selector as train
