@@ -4,6 +4,7 @@
 #include "treespec/device.h"
 #include "treespec/device/candidates.h"
 #include "treespec/device/kv_commit.h"
+#include "treespec/device/selector.h"
 #include "treespec/device/tree_builder.h"
 #include "treespec/device/tree_mask.h"
 #include "treespec/error.h"
@@ -22,6 +23,7 @@ int main() {
   CHECK_THROWS(Unsupported, device::commit_kv({}, {}, {}, nullptr, nullptr));
   CHECK_THROWS(Unsupported, commit_kv_and_advance({}, {}, {}, nullptr, nullptr, 0, nullptr));
   CHECK_THROWS(Unsupported, commit_kv_workspace_bytes(1));
+  CHECK_THROWS(Unsupported, device::choose_shapes({}, {}, {}, nullptr, nullptr));
   CHECK_THROWS(Unsupported, device::rank_candidates({}, {}, 1.0, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, rank_candidates_workspace_bytes(1, 1));
   CHECK_THROWS(Unsupported, device::link_transitions({}, {}, nullptr, {}));
