@@ -30,7 +30,7 @@ from treespec.tuning.costs import Costs
 Array = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
-OBJECTIVES = ("log_ratio", "total")
+OBJECTIVES = ("total", "log_ratio")
 
 
 @dataclass(frozen=True)
