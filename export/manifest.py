@@ -17,6 +17,7 @@ from treespec.json_file import load_json, save_json
 
 FILE_NAME = "treespec.json"
 DRAFTER_FOLDER = "drafter"  # of the pair's target
+SELECTOR_FILE = "selector.safetensors"  # beside the target, where the pair has one
 FORMAT = "treespec-export"
 
 Role = Literal["target", "drafter"]

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from treespec.export.check_export import ExportReport, check_export
-from treespec.export.manifest import DRAFTER_FOLDER, CacheStyle, Manifest
+from treespec.export.manifest import DRAFTER_FOLDER, SELECTOR_FILE, CacheStyle, Manifest
 from treespec.export.to_onnx import (
     DEFAULT_MAX_NODES,
     check_arguments,
@@ -47,6 +48,7 @@ def export_pair(
     max_nodes: int = DEFAULT_MAX_NODES,
     max_context: int | None = None,
     dtype: Any = "auto",
+    selector: str | PathLike[str] | None = None,
     check: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Exported]:
@@ -58,6 +60,8 @@ def export_pair(
         As in `treespec.load`.
     layers
         Target layers to put out as features; None: those that the drafter reads.
+    selector
+        File of a selector to go along; it must read laws only, exported drafters have no states.
     check
         Compare every export with its model.
     on_step
@@ -76,6 +80,8 @@ def export_pair(
     folder = Path(folder)
     for path in (folder, folder / DRAFTER_FOLDER):
         check_arguments(path, cache_style, max_nodes, max_context)
+    if selector is not None:
+        _check_selector(selector, drafter)
     on_step("loading the models")
     decoder = load(
         target, drafter, drafter_options=drafter_options, device="cpu", dtype=dtype, builder="chain"
@@ -110,4 +116,19 @@ def export_pair(
         path = folder / DRAFTER_FOLDER
         manifest = export_drafter(decoder.drafter, path, **shape)
         exported.append(finished(path, manifest, decoder.drafter))
+    if selector is not None:
+        shutil.copyfile(selector, folder / SELECTOR_FILE)
+        exported[0].manifest.save(folder)  # anew, with the checksum of one more file
+        exported[0] = replace(exported[0], manifest=Manifest.load(folder))
     return exported
+
+
+def _check_selector(path: str | PathLike[str], drafter: Any) -> None:
+    from treespec.selector.selector import Selector
+
+    if drafter is None:
+        raise ValueError("export: a selector needs a drafter, got None")
+    if states := Selector.load(path).states:
+        raise ValueError(
+            f"export: selector must read laws only, got one that reads {', '.join(states)}"
+        )

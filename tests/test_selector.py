@@ -423,3 +423,47 @@ def test_static_choices_are_by_setting():
     with pytest.raises(ValueError, match=r"setting must be one of T 0\.4; T 1; T 1, top-p 0\.9"):
         selector.static_choice(SETTINGS[0]._replace(temperature=0.5))
     assert ACTIONS[PLACE[Action(2, 1, 2)]] == Action(2, 1, 2)
+
+
+# ------------------------------------------------------------------ exported with a pair
+
+
+def test_an_exported_folder_brings_its_selector(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from treespec.export.manifest import SELECTOR_FILE, Manifest
+    from treespec.export.pair import export_pair
+
+    random_selector(seed=3, verifier="target_only").save(tmp_path / "s.safetensors")
+    models = [tiny_models.tiny_model("llama", seed=seed) for seed in (0, 1)]
+    folder = tmp_path / "out"
+    export_pair(
+        models[0],
+        folder,
+        drafter=models[1],
+        selector=tmp_path / "s.safetensors",
+        max_nodes=64,
+        check=False,
+    )
+    assert SELECTOR_FILE in Manifest.load(folder).files
+    Manifest.load(folder).check_files(folder)
+    decoder = treespec.load(folder, builder="delayed")
+    assert decoder.verifier_name == "target_only"
+    sizes = set()
+    found = decoder.generate(PROMPTS, **SAMPLING, on_round=lambda r: sizes.add(len(r.tree)))
+    plain = treespec.load(folder, None).generate(PROMPTS, **SAMPLING)
+    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
+    assert len(sizes) > 2
+    fixed = treespec.load(folder, builder="delayed", builder_options={"trunk": 2})
+    assert type(fixed.planner).__name__ == "FixedPlan"
+    (folder / SELECTOR_FILE).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"selector.safetensors must have \d+ bytes, as exported"):
+        treespec.load(folder, builder="delayed")
+
+
+def test_a_selector_of_states_is_not_exported(tmp_path):
+    from treespec.export.pair import export_pair
+
+    random_selector(TINY).save(tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match="must read laws only, got one that reads target_before"):
+        export_pair("demo", tmp_path / "out", drafter="demo", selector=tmp_path / "s.safetensors")
+    assert not (tmp_path / "out").exists()

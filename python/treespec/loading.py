@@ -19,7 +19,7 @@ from treespec.backends import (
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts import DRAFTERS, DrafterContext, load_drafter, make_autoregressive
 from treespec.drafts.base import Drafter
-from treespec.export.manifest import DRAFTER_FOLDER, is_exported
+from treespec.export.manifest import DRAFTER_FOLDER, SELECTOR_FILE, Manifest, is_exported
 from treespec.identity import identity_of
 from treespec.profile import Profile, profile_path
 from treespec.text import load_tokenizer
@@ -64,6 +64,10 @@ def load(
     backend
         ``"hf"`` (eager PyTorch), or ``"onnx"`` (ONNX Runtime) or ``"tensorrt"`` for exported
         folders. ``"auto"``: ``"onnx"`` for them, else ``"hf"``.
+    selector
+        With ``builder="delayed"``: a `Selector`, or the file of one, that chooses the tree of every
+        round (docs/selector.md). None with `builder_options` None: the one in an exported folder,
+        if there is one.
     backend_options
         Settings of an exported folder's runtime by name (docs/backends.md).
     profile
@@ -103,6 +107,8 @@ def load(
     else:
         made = _make_drafter(drafter, context, drafter_options or {})
     check_needs(model, made)
+    if selector is None and builder == "delayed" and not builder_options:
+        selector = _exported_selector(name)
     sized = node_budget is not None or graph is True or selector is not None
     decoder = SpeculativeDecoder(
         model,
@@ -122,6 +128,13 @@ def load(
     if made is not None:
         check_budget(model, decoder.planner.max_nodes)
     return decoder
+
+
+def _exported_selector(target: Any) -> Path | None:
+    """The selector that was exported with a target."""
+    if not is_exported(target) or SELECTOR_FILE not in Manifest.load(target).files:
+        return None
+    return Path(target) / SELECTOR_FILE
 
 
 def _profile(wanted: Any, target: Any, drafter: Drafter | None, *, sized: bool) -> Profile | None:

@@ -77,6 +77,13 @@ def export(
             help="Of the drafter, repeatable: `num_previous=8`, `width=32`, `conditional=false`.",
         ),
     ] = None,
+    selector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A selector that reads laws only, for `--builder delayed` with the folder.",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare every export with its model on the same inputs.")
     ] = True,
@@ -127,6 +134,7 @@ def export(
             max_nodes=max_nodes,
             max_context=max_context,
             dtype=dtype,
+            selector=selector,
             check=check,
         )
     if format == "tensorrt":

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from treespec.cli.command import show_note
+from treespec.cli.command import check_output, show_note
 from treespec.cli.generate import print_json
 from treespec.cli.options import PairOptions
+from treespec.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from treespec.decoder import SpeculativeDecoder
@@ -203,8 +204,8 @@ def train_selector(
                 f"--verifier and --also must be of {', '.join(TREE_VERIFIERS)}, got {name!r}"
             )
     settings, states, schedule = label.settings(), training.state_names(), training.schedule()
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"--out must be in a folder that exists, got {out}")
+    check_output("--out", out)
+    check_output("--labels", label.labels)
     decoder = pair.load(builder="chain", builder_options={"proposal": "iid"}, node_budget=4)
     labels = _labels(decoder, label, settings, verifier, out, pair, training.seed)
     labels.check(verifier)
@@ -251,8 +252,6 @@ def _labels(
     if path.exists():
         show_note(f"labels of {path}")
         return Labels.load(path)
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"--labels must be in a folder that exists, got {path}")
     prompts = read_prompts(
         options.data or ["python"],
         decoder.tokenizer,
@@ -271,7 +270,7 @@ def _labels(
         supersets=options.supersets,
         seed=seed,
         metadata={"target": pair.target, "drafter": pair.drafter},
-        progress=_progress("label"),
+        progress=progress_bar("label"),
     )
     labels.save(path)
     return labels
@@ -296,7 +295,7 @@ def _costs(decoder: SpeculativeDecoder, options: LabelOptions, seed: int) -> Cos
         rows=ROWS,
         temperature=temperature,
         proposal="iid",
-        progress=_progress("costs"),
+        progress=progress_bar("costs"),
     )
 
 
@@ -322,16 +321,6 @@ def _report(selector: Selector, seen: Labels, unseen: Labels, costs: Costs) -> l
 
 
 # --- What people read -----------------------------------------------------------------------------
-
-
-def _progress(what: str) -> Any:
-    """Return the walk over jobs that draws a bar on a terminal's stderr."""
-    console = Console(stderr=True)
-
-    def walk(jobs: Sequence[Any]) -> Any:
-        return track(jobs, what, console=console, transient=True, disable=not sys.stderr.isatty())
-
-    return walk
 
 
 class _EpochsBar:
