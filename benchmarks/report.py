@@ -309,6 +309,56 @@ def drafter_tables(results: dict[str, Any]) -> list[str]:
 DRAFTER_STEPS = ("draft", "build", "target", "verify", "commit", "other")
 
 
+def selector_tables(results: dict[str, Any]) -> list[str]:
+    """By replay with both costs, then real generations."""
+    lines = []
+    titles = {
+        "replay": "Costs of this pair",
+        "large": "Costs of a large target (units of a forward)",
+    }
+    heading = ["setting", "tree", "tokens/round", "/ static", "tokens/s", "/ static"]
+    for key, title in titles.items():
+        lines += ["", f"By replay, {results['roots'][1]} held-out roots. {title}.", ""]
+        rows = [
+            selector_row(row, kind)
+            for kind, found in results[key].items()
+            for row in found
+            if kind == "laws" or row["policy"] == "selector"
+        ]
+        lines += table(heading, sorted(rows, key=lambda row: row[0]))
+    heading = ["setting", "decoder", "tokens/round", "tokens/s", "/ static", "/ traversal"]
+    lines += ["", "Real generations, held-out prompts.", ""]
+    return lines + table(
+        heading,
+        [
+            [
+                run["setting"],
+                run["name"],
+                f"{run['block_efficiency']:.2f}",
+                f"{run['tokens_per_second']:.0f}",
+                ratio(run["speed_to_static"]),
+                ratio(run["speed_to_traversal"]),
+            ]
+            for run in results["runs"]
+        ],
+    )
+
+
+def selector_row(row: dict[str, Any], kind: str) -> list[str]:
+    """A policy at a setting."""
+    name = row["policy"] if row["policy"] != "selector" else f"selector ({kind})"
+    if row["action"] is not None:
+        name += f" {tree_name(row['action'])}"
+    return [
+        row["setting"],
+        name,
+        f"{row['block_efficiency']:.2f}",
+        ratio(row["tokens_to_static"]),
+        f"{row['speed']:.3g}",
+        ratio(row["speed_to_static"]),
+    ]
+
+
 def _names(rows: Sequence[dict[str, Any]]) -> dict[str, None]:
     return dict.fromkeys(row["drafter"] for row in rows)
 
@@ -361,6 +411,8 @@ def section(path: Path) -> list[str]:
         return [*lines, *builder_tables(report["results"])]
     if report["benchmark"] == "drafters":
         return [*lines, *drafter_tables(report["results"])]
+    if report["benchmark"] == "selector":
+        return [*lines, *selector_tables(report["results"])]
     if report["benchmark"] == "verifiers":
         return [*lines, *verifier_tables(report["results"])]
     return [*lines, *decode_tables(report["results"])]

@@ -428,6 +428,15 @@ def test_static_choices_are_by_setting():
 # ------------------------------------------------------------------ exported with a pair
 
 
+def _root_rows(drafter, text):
+    """After a long text, and two tokens more."""
+    session = drafter.begin(text[:-2], None, 64)
+    for more in ([], text[-2:]):
+        drafter.observe(session, np.array(more, dtype=np.int32), None)
+        (source,) = drafter.draft([session], DraftSettings(root_rows=True))
+    return source.root_rows
+
+
 def test_an_exported_folder_brings_its_selector(tmp_path):
     pytest.importorskip("onnxruntime")
     from treespec.export.manifest import SELECTOR_FILE, Manifest
@@ -453,6 +462,13 @@ def test_an_exported_folder_brings_its_selector(tmp_path):
     plain = treespec.load(folder, None).generate(PROMPTS, **SAMPLING)
     assert [r.token_ids for r in found] == [r.token_ids for r in plain]
     assert len(sizes) > 2
+    eager = AutoregressiveDrafter(models[1], tiny_models.VOCAB_SIZE)
+    text = np.arange(50) % 60  # so long that all but its end is computed first
+    one, other = (_root_rows(drafter, text) for drafter in (decoder.drafter, eager))
+    for name in ("before", "root"):
+        np.testing.assert_allclose(
+            np.asarray(getattr(one, name)), np.asarray(getattr(other, name)), atol=1e-4
+        )
     fixed = treespec.load(folder, builder="delayed", builder_options={"trunk": 2})
     assert type(fixed.planner).__name__ == "FixedPlan"
     (folder / SELECTOR_FILE).write_bytes(b"damaged")
