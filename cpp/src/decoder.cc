@@ -118,6 +118,10 @@ class SpeculativeDecoder::Run {
     verifier_name_ = recipe_.verifier == "auto" ? auto_verifier(builder_.proposal(), greedy)
                                                 : std::string_view(recipe_.verifier);
     check(greedy);
+    if (decoder.planned_ != nullptr && draft_ != nullptr) {
+      planned_ = decoder.planned_.get();
+      rule_.emplace(recipe_.costs, budget_options());
+    }
     plain_verifier_ = make_verifier(auto_verifier(Proposal::kDeterministic, greedy));
     tree_verifier_ = make_verifier(verifier_name_);
   }
@@ -146,29 +150,74 @@ class SpeculativeDecoder::Run {
 
   /// The round. Until `commit` only the target's speculative rows have changed.
   void round() {
+    plan_ = plan();
     CandidateSource* source = timed(Step::kDraft, [&] { return draft(); });
     const TokenTree tree = timed(Step::kBuild, [&] { return build(source); });
     const Mask mask = timed(Step::kMask, [&] { return make_mask(tree); });
     const RowsView logits = timed(Step::kTarget, [&] { return forward(tree, mask); });
     const Verdict verdict = timed(Step::kVerify, [&] { return verify_tree(tree, logits); });
+    if (rule_) rule_->learn(tree, verdict.accepted_nodes);
     const size_t num_emitted = timed(Step::kCommit, [&] { return commit(tree, verdict); });
     deliver(num_emitted);
   }
 
-  /// Candidates, or null when nothing below the root could be emitted.
+  /// What the rule decides, else the same in every round.
+  RoundPlan plan() {
+    if (rule_) return rule_->plan(prefix_length() + 1, 1, useful_depth());
+    if (draft_ == nullptr || useful_depth() < 1) return {};
+    return {RoundKind::kTree, recipe_.node_budget, useful_depth(), 0.0, 0.0};
+  }
+
+  /// Candidates, or null when no tree is wanted.
   CandidateSource* draft() {
-    if (draft_ == nullptr || useful_depth() < 1) return nullptr;
-    return &draft_->draft({root_token(), key(), useful_depth(), recipe_.node_budget,
+    if (plan_.node_budget == 0) return nullptr;
+    return &draft_->draft({root_token(), key(), plan_.max_depth, plan_.node_budget,
                            options_.sampling, builder_.proposal()});
   }
 
   TokenTree build(CandidateSource* source) {
     if (source == nullptr) return root_tree(root_token());
-    RoundSource limited(*source, useful_depth(), stats_);
-    TokenTree tree = build_tree(builder_, recipe_.builder, limited, recipe_.node_budget, key());
+    RoundSource limited(*source, plan_.max_depth, stats_);
+    TokenTree tree = grow(limited);
     tree.token[0] = root_token();
+    if (rule_) cut(tree);
     check_tree_fits(tree);
     return tree;
+  }
+
+  TokenTree grow(CandidateSource& source) const {
+    if (planned_ == nullptr) {
+      return build_tree(builder_, recipe_.builder, source, plan_.node_budget, key());
+    }
+    return build_tree(*planned_->at(plan_), planned_->name(plan_), source, plan_.node_budget,
+                      key());
+  }
+
+  /// To the nodes that are worth their rows.
+  void cut(TokenTree& tree) {
+    BudgetRule* const rule = &*rule_;
+    const TokenTree* const whole = &tree;
+    const int32_t kept = share_budget({&rule, 1}, {&whole, 1})[0];
+    if (kept + 1 < tree.num_nodes()) tree = beginning_of(tree, kept);
+  }
+
+  BudgetOptions budget_options() const {
+    BudgetOptions options;
+    options.max_nodes = recipe_.node_budget;
+    options.max_depth = planned_->max_depth();
+    options.ranked_trees = planned_->ranked();
+    options.chains = suits_chains();
+    options.acceptance = recipe_.acceptance;
+    return options;
+  }
+
+  bool suits_chains() const {
+    try {
+      check_verifier(verifier_info(verifier_name_), builder_.proposal(), true, recipe_.lossy);
+    } catch (const InvalidArgument&) {
+      return false;
+    }
+    return true;
   }
 
   /// Before the forward: what a faulty drafter or a wrong pair would cost otherwise.
@@ -358,12 +407,15 @@ class SpeculativeDecoder::Run {
   DraftModel* draft_;
   const TreeBuilder& builder_;
   const DecoderOptions& recipe_;
+  const PlannedBuilders* planned_ = nullptr;
   const GenerateOptions& options_;
   int32_t vocab_size_;
   int64_t prompt_length_;
   std::string_view verifier_name_;
   std::unique_ptr<Verifier> plain_verifier_, tree_verifier_;  // plain: trees of a root alone
-  std::vector<int32_t> text_;  // prompt + output; the last token is the root
+  std::vector<int32_t> text_;       // prompt + output; the last token is the root
+  std::optional<BudgetRule> rule_;  // with costs
+  RoundPlan plan_;                  // of the running round
   std::optional<StopReason> stop_;
   std::vector<uint32_t> allowed_;
   std::vector<char> states_;
@@ -378,6 +430,11 @@ SpeculativeDecoder::SpeculativeDecoder(TargetModel& target, DraftModel* draft,
       builder_(make_builder(options.builder, options.builder_options)) {
   check_models(target, draft);
   builder_->begin(options_.node_budget, INT32_MAX, {});  // refuses a budget its options do not fit
+  if (options_.costs != nullptr && options_.node_budget > 0) {
+    planned_ = std::make_shared<PlannedBuilders>(options.builder, options.builder_options,
+                                                 options.node_budget);
+    BudgetRule(options_.costs, {options_.node_budget, INT32_MAX, true, true, options_.acceptance});
+  }
   if (options_.verifier == "auto") return;
   check_verifier(verifier_info(options_.verifier), builder_->proposal(), builder_->makes_chains(),
                  options_.lossy);
@@ -385,7 +442,11 @@ SpeculativeDecoder::SpeculativeDecoder(TargetModel& target, DraftModel* draft,
 
 SpeculativeDecoder::SpeculativeDecoder(const SpeculativeDecoder& recipe, TargetModel& target,
                                        DraftModel* draft)
-    : target_(&target), draft_(draft), options_(recipe.options_), builder_(recipe.builder_) {
+    : target_(&target),
+      draft_(draft),
+      options_(recipe.options_),
+      builder_(recipe.builder_),
+      planned_(recipe.planned_) {
   check_models(target, draft);
 }
 

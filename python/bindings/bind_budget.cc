@@ -6,8 +6,10 @@
 #include <memory>
 #include <tuple>
 
+#include "bind_builder.h"
 #include "bindings.h"
 #include "treespec/budget_rule.h"
+#include "treespec/planned_builders.h"
 #include "treespec/verifier.h"
 
 namespace treespec::python {
@@ -99,6 +101,26 @@ void bind_budget(py::module_& m) {
             return rule.advantage(chain ? RoundKind::kChain : RoundKind::kTree);
           },
           py::kw_only(), py::arg("chain") = false, "Speed over plain decoding, as last seen.");
+  py::class_<PlannedBuilders>(m, "PlannedBuilders", "The builders that play the plans of a rule.")
+      .def(py::init([](const std::string& name, int32_t max_nodes, const py::kwargs& kwargs) {
+             return std::make_unique<PlannedBuilders>(name, builder_options(kwargs), max_nodes);
+           }),
+           py::arg("name"), py::arg("max_nodes"), "Options as TreeBuilder takes them.")
+      .def(
+          "at",
+          [](const PlannedBuilders& self, const RoundPlan& plan) {
+            return NamedBuilder{std::string(self.name(plan)), self.at(plan)};
+          },
+          py::arg("plan"), "The builder of a round that is not plain.")
+      .def_property_readonly("ranked", &PlannedBuilders::ranked,
+                             "Whether trees are the best nodes in order of falling score.")
+      .def_property_readonly("max_depth", &PlannedBuilders::max_depth, "No deeper tree.")
+      .def_property_readonly(
+          "proposal",
+          [](const PlannedBuilders& self) {
+            return std::string(proposal_name(self.tree().proposal()));
+          },
+          "Of its trees.");
   m.def("share_budget", &share, py::arg("rules"), py::arg("trees"),
         "[B] drafted nodes of each tree that are worth verifying.");
   m.def("beginning_of", &beginning_of, py::arg("tree"), py::arg("num_drafted"),

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "bind_builder.h"
+
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -11,12 +13,6 @@
 
 namespace treespec::python {
 namespace {
-
-/// A builder under the name it was made by.
-struct NamedBuilder {
-  std::string name;
-  std::shared_ptr<TreeBuilder> builder;
-};
 
 /// The frontier as Python sees it: a sequence of nodes that also has array attributes.
 struct Frontier {
@@ -65,13 +61,7 @@ OptionValue option_value(const std::string& name, const py::handle& value) {
 }
 
 NamedBuilder make_named(const std::string& name, const py::kwargs& kwargs) {
-  BuilderOptions options;
-  for (const auto& [key, value] : kwargs) {
-    if (value.is_none()) continue;  // None means: the builder's default
-    const auto option = key.cast<std::string>();
-    options.emplace(option, option_value(option, value));
-  }
-  return {name, make_builder(name, options)};
+  return {name, make_builder(name, builder_options(kwargs))};
 }
 
 void supply_dense(TreeGrowth& growth, const py::object& rows) {
@@ -138,6 +128,16 @@ index: order of first hand-over, the root is 0 and comes first, alone; parent in
 }
 
 }  // namespace
+
+BuilderOptions builder_options(const py::kwargs& kwargs) {
+  BuilderOptions options;
+  for (const auto& [key, value] : kwargs) {
+    if (value.is_none()) continue;
+    const auto option = key.cast<std::string>();
+    options.emplace(option, option_value(option, value));
+  }
+  return options;
+}
 
 void bind_builder(py::module_& m) {
   bind_frontier(m);

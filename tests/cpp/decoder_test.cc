@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -412,6 +413,73 @@ void a_draft_outside_the_vocabulary_never_reaches_the_target() {
   CHECK_EQUAL(target.num_forwards, 0);
 }
 
+/// Costs of a target whose rows are cheap, with a drafter whose calls cost so much.
+std::shared_ptr<CostModel> costs_with_calls_of(double seconds) {
+  auto costs = std::make_shared<CostModel>();
+  costs->target.push_back({0, 1, {{1, 8, 64}, {10.0, 11.0, 20.0}}});
+  costs->draft_call = {{1, 64}, {seconds, 2.0 * seconds}};
+  costs->drafts_by_level = true;
+  return costs;
+}
+
+void measured_costs_choose_the_trees_and_never_the_text() {
+  for (const double temperature : {0.0, 0.9}) {
+    GenerateOptions options;
+    options.sampling.temperature = temperature;
+    options.max_new_tokens = 120;
+    const Tokens expected = plain(kPrompt, options).token_ids;
+    int64_t drafted[2];
+    for (const int dear : {0, 1}) {
+      TableTarget target(kVocab, kTable);
+      NoisyDraft draft(target, kNoise);
+      DecoderOptions how = recipe("opt_tree", {}, "auto", 40);
+      how.costs = costs_with_calls_of(dear ? 1e3 : 1.0);
+      how.acceptance = {{0.6, 0.2}};
+      const SpeculativeDecoder decoder(target, &draft, how);
+      const GenerateResult result = decoder.generate(kPrompt, options);
+      CHECK(result.token_ids == expected);
+      CHECK(target.kv == expected_kv(kPrompt, expected));
+      check_stats(result);
+      drafted[dear] = result.stats.drafted_nodes;
+      const GenerateResult again =
+          SpeculativeDecoder(decoder, target, &draft).generate(kPrompt, options);
+      CHECK_EQUAL(again.stats.drafted_nodes, drafted[dear]);  // a function of the text
+    }
+    CHECK(drafted[0] > 120);
+    CHECK(drafted[1] < 10);
+  }
+}
+
+void drawn_trees_of_chosen_sizes_emit_the_same_text_again() {
+  GenerateOptions options;
+  options.max_new_tokens = 80;
+  options.seed = 5;
+  Tokens first;
+  for (int run = 0; run < 2; ++run) {
+    TableTarget target(kVocab, kTable);
+    NoisyDraft draft(target, kNoise);
+    DecoderOptions how = recipe("dyspec", {}, "traversal", 24);
+    how.costs = costs_with_calls_of(0.5);
+    how.acceptance = {{0.6, 0.2}};
+    const GenerateResult result =
+        SpeculativeDecoder(target, &draft, how).generate(kPrompt, options);
+    CHECK(result.stats.drafted_nodes > 0);
+    if (run == 0) first = result.token_ids;
+    CHECK(result.token_ids == first);
+  }
+}
+
+void costs_that_no_measurement_gives_are_refused() {
+  TableTarget target(kVocab, kTable);
+  NoisyDraft draft(target, kNoise);
+  DecoderOptions how = recipe("opt_tree");
+  how.costs = costs_with_calls_of(1.0);
+  CHECK_THROWS(InvalidArgument, SpeculativeDecoder(target, &draft, how));  // no acceptance
+  how.acceptance = {{0.6}};
+  how.costs = costs_with_calls_of(-1.0);
+  CHECK_THROWS(InvalidArgument, SpeculativeDecoder(target, &draft, how));
+}
+
 }  // namespace
 
 int main() {
@@ -428,5 +496,8 @@ int main() {
   wrong_requests_are_refused_before_any_work();
   a_text_that_exceeds_a_context_is_refused_and_one_that_fills_it_is_not();
   a_draft_outside_the_vocabulary_never_reaches_the_target();
+  measured_costs_choose_the_trees_and_never_the_text();
+  drawn_trees_of_chosen_sizes_emit_the_same_text_again();
+  costs_that_no_measurement_gives_are_refused();
   return 0;
 }

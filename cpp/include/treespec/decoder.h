@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "treespec/array_view.h"
+#include "treespec/cost_model.h"
+#include "treespec/growth_map.h"
+#include "treespec/planned_builders.h"
 #include "treespec/rng.h"
 #include "treespec/sampling.h"
 #include "treespec/source.h"
@@ -91,6 +94,10 @@ struct DecoderOptions {
   std::string verifier = "auto";  ///< a name, or "auto" (auto_verifier)
   int32_t node_budget = 32;       ///< >= 0 drafted nodes; 0 decodes plainly
   bool lossy = false;             ///< permits a verifier that is lossless on no tree
+  /// Measured costs of these models on this machine: every round then has the tree that pays, or
+  /// none, up to `node_budget` nodes (budget_rule.h). Null: the same size in every round.
+  std::shared_ptr<const CostModel> costs;
+  AcceptanceTable acceptance;  ///< with costs: as measured, by depth and sibling rank
 };
 
 enum class StopReason : uint8_t { kMaxTokens, kStopToken, kStopCondition, kCancelled };
@@ -135,7 +142,7 @@ class SpeculativeDecoder {
  public:
   /// Models are borrowed; `draft` null decodes plainly. Throws InvalidArgument for unknown names
   /// and options, a verifier that would be biased on the builder's trees, a draft vocabulary that
-  /// exceeds the target's.
+  /// exceeds the target's, costs or acceptance out of range.
   SpeculativeDecoder(TargetModel& target, DraftModel* draft, const DecoderOptions& options = {});
   /// The same recipe for other models: one decoder per slot or thread, one builder for all.
   SpeculativeDecoder(const SpeculativeDecoder& recipe, TargetModel& target, DraftModel* draft);
@@ -153,6 +160,7 @@ class SpeculativeDecoder {
   DraftModel* draft_;
   DecoderOptions options_;
   std::shared_ptr<const TreeBuilder> builder_;
+  std::shared_ptr<const PlannedBuilders> planned_;  // with costs
 };
 
 }  // namespace treespec

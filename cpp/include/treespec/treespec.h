@@ -11,13 +11,16 @@
 #pragma once
 
 #include "treespec/array_view.h"
+#include "treespec/budget_rule.h"
 #include "treespec/candidates.h"
+#include "treespec/cost_model.h"
 #include "treespec/decoder.h"
 #include "treespec/device.h"
 #include "treespec/drafts.h"
 #include "treespec/error.h"
 #include "treespec/growth_map.h"
 #include "treespec/kv_commit.h"
+#include "treespec/planned_builders.h"
 #include "treespec/rng.h"
 #include "treespec/sampling.h"
 #include "treespec/selector.h"

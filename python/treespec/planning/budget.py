@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp2, log2
 from typing import TYPE_CHECKING, Any
 
 from treespec import _core
-from treespec._core import BudgetRule, TokenTree, TreeBuilder, Verdict
+from treespec._core import BudgetRule, PlannedBuilders, TokenTree, Verdict
 from treespec.growth import Recipe
 from treespec.planning.base import Planner
 from treespec.profile import Profile
@@ -18,12 +17,7 @@ if TYPE_CHECKING:
     from treespec.generation import Generation
 
 MAX_NODES = 64
-# Builders whose nodes come in order of falling score: a beginning is the best tree of its size.
-_RANKED = ("opt_tree", "dtree", "eagle2", "trie")
-_CALIBRATED = (*_RANKED, "dyspec", "dyspec_threshold")
-# Prices are rounded to this many steps per factor of two.
-_STEPS = 4
-_DEEPEST = 2**30
+_CALIBRATED = ("opt_tree", "dtree", "eagle2", "trie", "dyspec", "dyspec_threshold")
 
 
 class BudgetPlan(Planner):
@@ -62,21 +56,14 @@ class BudgetPlan(Planner):
         verifier: str = "auto",
         lossy: bool = False,
     ) -> None:
-        self._name, self._options = builder, dict(options)
         self.max_nodes = max(1, min(max_nodes, profile.most_rows - 1))
+        own = dict(options)
         if builder in _CALIBRATED and profile.calibration:
-            self._options.setdefault("calibration", profile.calibration)
-        self._max_depth = self._options.get("max_depth", _DEEPEST)
-        if builder == "opt_tree":
-            self._options["max_depth"] = min(self._max_depth, self.max_nodes)
-        priced = ("threshold", "floor") if builder == "opt_tree" else ()
-        self._priced = [name for name in priced if name not in options]
-        self._tree = TreeBuilder(builder, **self._options)
-        self._builders: dict[tuple[float, ...], TreeBuilder] = {}
-        self._ranked = builder in _RANKED
-        self._chain = _chain_like(self._tree, verifier, lossy)
+            own.setdefault("calibration", profile.calibration)
+        self._builders = PlannedBuilders(builder, self.max_nodes, **own)
+        self._chains = _suits_chains(self._builders.proposal, verifier, lossy)
         self._costs = profile.costs()
-        self._acceptance = profile.acceptance_of(self._tree.proposal)
+        self._acceptance = profile.acceptance_of(self._builders.proposal)
 
     def begin(self, generation: Generation, logits: Array, states: TargetStates) -> None:
         """A rule of its own for every sequence."""
@@ -84,9 +71,9 @@ class BudgetPlan(Planner):
             self._costs,
             acceptance=self._acceptance,
             max_nodes=self.max_nodes,
-            max_depth=min(self._max_depth, _DEEPEST),
-            ranked_trees=self._ranked,
-            chains=self._chain is not None,
+            max_depth=self._builders.max_depth,
+            ranked_trees=self._builders.ranked,
+            chains=self._chains,
         )
 
     def drafting(self, running: Sequence[Generation]) -> list[Generation]:
@@ -99,9 +86,10 @@ class BudgetPlan(Planner):
         return out
 
     def recipes(self, drafting: Sequence[Generation], sources: Sequence[Any]) -> list[Recipe]:
-        """The builder of every plan, with its threshold."""
+        """The builder of every plan, with its prices."""
         return [
-            Recipe(self._builder(g.plan), g.plan.node_budget, g.plan.max_depth) for g in drafting
+            Recipe(self._builders.at(g.plan), g.plan.node_budget, g.plan.max_depth)
+            for g in drafting
         ]
 
     def cut(self, running: Sequence[Generation], trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -124,32 +112,13 @@ class BudgetPlan(Planner):
         for g, tree, verdict in zip(running, trees, verdicts, strict=True):
             g.plan_state.learn(tree, verdict)
 
-    def _builder(self, plan: Any) -> TreeBuilder:
-        if plan.kind == "chain":
-            assert self._chain is not None
-            return self._chain
-        if not self._priced:
-            return self._tree
-        prices = tuple(_rounded(getattr(plan, name)) for name in self._priced)
-        if prices not in self._builders:
-            options = {**self._options, **dict(zip(self._priced, prices, strict=True))}
-            self._builders[prices] = TreeBuilder(self._name, **options)
-        return self._builders[prices]
 
-
-def _rounded(price: float) -> float:
-    """To a few values, so that few builders are made."""
-    return exp2(round(log2(price) * _STEPS) / _STEPS) if price > 0 else 0.0
-
-
-def _chain_like(tree: TreeBuilder, verifier: str, lossy: bool) -> TreeBuilder | None:
-    """A builder of chains with the same kind of draws; None where no verifier would fit."""
-    if tree.makes_chains or tree.proposal == "top_plus_one":
-        return None
-    chain = TreeBuilder("chain", proposal=tree.proposal)
-    if verifier != "auto":
-        try:
-            _core.check_verifier(verifier, chain.proposal, True, lossy)
-        except ValueError:
-            return None
-    return chain
+def _suits_chains(proposal: str, verifier: str, lossy: bool) -> bool:
+    """Whether chains with this kind of draws can be verified."""
+    if verifier == "auto":
+        return True
+    try:
+        _core.check_verifier(verifier, proposal, True, lossy)
+    except ValueError:
+        return False
+    return True
