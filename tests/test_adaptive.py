@@ -141,7 +141,7 @@ def test_stops_limits_and_streams_are_those_of_fixed_sizes():
 
 def test_a_good_drafter_gets_large_trees_and_a_hopeless_one_none():
     sure, sizes = kinds_of(adaptive(WORTH_IT, noise=0.01), [1, 2], max_new_tokens=300)
-    assert np.mean(sizes[5:]) > 8 and sure.stats.block_efficiency > 4
+    assert np.mean(sizes[5:]) > 8 and sure.stats.block_efficiency > 3
     _, sizes = kinds_of(adaptive(WORTH_IT, noise=30.0), [1, 2], max_new_tokens=600)
     assert np.mean([size == 0 for size in sizes[100:]]) > 0.7
 

@@ -94,7 +94,7 @@ void bind_budget(py::module_& m) {
           py::arg("tree"), py::arg("verdict"), "After verification, once for every plan.")
       .def_property_readonly("price", &BudgetRule::price, "Tokens per second in the long run.")
       .def_property_readonly("reliability", &BudgetRule::reliability,
-                             "Accepted levels over expected ones.")
+                             "Accepted tokens over promised ones.")
       .def(
           "advantage",
           [](const BudgetRule& rule, bool chain) {

@@ -39,7 +39,7 @@ class TargetSeconds:
 
 @dataclass(frozen=True)
 class Profile:
-    """Medians, in seconds, and shares of acceptance.
+    """Seconds, and shares of acceptance.
 
     Attributes
     ----------

@@ -68,7 +68,7 @@ class BudgetRule {
 
   /// Tokens per second of this sequence in the long run, by the model's seconds.
   double price() const;
-  /// Accepted levels over expected ones: what the drafter's own scores are worth here.
+  /// Accepted tokens over promised ones: what the scores are worth here.
   double reliability() const;
   /// Expected tokens over seconds of a kind, relative to plain decoding; as last seen.
   double advantage(RoundKind kind) const;
@@ -89,6 +89,7 @@ class BudgetRule {
   struct Size {
     int32_t nodes = 0, depth = 0;
     double tokens = 1.0, seconds = 0.0;
+    double promised = 0.0;  // accepted tokens, by the scores as they are
   };
 
   /// Seconds of this sequence's part of a round with so many drafted nodes.
@@ -98,12 +99,10 @@ class BudgetRule {
   /// The size worth most at the price, by the measured acceptance and what it is worth here.
   Size best_expected(RoundKind kind, int32_t useful_depth) const;
   /// What a tree that was grown promises when it is cut to so many nodes.
-  Size promise(const TokenTree& tree, int32_t nodes) const;
+  Size promise(const TokenTree& tree, const std::vector<double>& value, int32_t nodes) const;
   double row_price(int32_t nodes) const;
-  void see_layers(const TokenTree& tree, int32_t kept);
-  double node_value(const TokenTree& tree, int32_t node) const;
-  void see_levels(const TokenTree& tree, ArrayView<const int32_t> accepted_nodes);
-  double expected_at(const TokenTree& tree, int32_t node) const;
+  void see_layers(const TokenTree& tree, const std::vector<double>& value, int32_t kept);
+  std::vector<double> node_values(const TokenTree& tree) const;
   void start();
   RoundKind choose_kind(int32_t useful_depth);
   bool may_probe(RoundKind kind, const Size& size) const;
@@ -125,9 +124,9 @@ class BudgetRule {
   Size grown_;  // what the verified tree promised
   // What was seen.
   Rate rates_[kNumRoundKinds];
-  Rate emitted_;     // by all rounds
-  Rate next_layer_;  // of one more layer, for the expected tokens of the last
-  double levels_hit_, levels_expected_;
+  Rate emitted_;                // by all rounds
+  Rate next_layer_;             // of one more layer, for the expected tokens of the last
+  double accepted_, promised_;  // tokens of drafted rounds
   double recent_nodes_ = 0.0, recent_rows_ = 1.0;  // kept nodes, nodes per level: means that forget
   int32_t backlog_ = 0;                            // committed tokens that the drafter has not seen
   double allowance_ = 0.0;                         // seconds that may be lost to probing

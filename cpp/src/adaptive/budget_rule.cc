@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <queue>
 #include <utility>
 
@@ -11,12 +12,15 @@
 namespace treespec {
 namespace {
 
-// Rounds, and levels, after which what was seen counts half.
-constexpr double kRoundsHalfLife = 16.0, kPriceHalfLife = 64.0, kLevelsHalfLife = 256.0;
+// Rounds after which what was seen of trees counts half, by such rounds and by plain ones.
+constexpr double kRoundsHalfLife = 24.0, kPlainHalfLife = 96.0, kPriceHalfLife = 64.0;
 // What a layer nets of the one before, until trees have shown it.
 constexpr double kPriorYield = 0.5;
-// How many rounds, and levels, the measured acceptance counts for at the start.
-constexpr double kPriorRounds = 2.0, kPriorLevels = 2.0;
+// How many rounds the measured acceptance counts for at the start, and for how many accepted tokens
+// the scores are believed.
+constexpr double kPriorRounds = 2.0, kPriorTokens = 4.0;
+// The price moves slowly: one that fell with every bad round would buy ever larger trees.
+constexpr double kPriorPrice = 24.0;
 // What is not being played must be better by this share to be taken up.
 constexpr double kHysteresis = 0.03;
 // What may be lost to looking whether another kind has become better: a share of the time, and a
@@ -29,8 +33,10 @@ constexpr double kCatchUpShare = 0.004;
 constexpr double kFloorPart = 0.35;
 // The next layer is worth at least this part of the last one.
 constexpr double kLeastYield = 0.05;
-// Scores are trusted up to this factor per level.
-constexpr double kLeastReliability = 0.01, kMostReliability = 1.5;
+// Scores are believed up to this factor.
+constexpr double kLeastReliability = 0.01, kMostReliability = 1.25;
+// Trees are grown within this factor of the last ones, and a few nodes more.
+constexpr double kSpareFactor = 1.3, kSpareNodes = 2.0;
 
 double keep_of(double half_life) { return std::exp2(-1.0 / half_life); }
 
@@ -71,8 +77,8 @@ std::string_view round_kind_name(RoundKind kind) {
 BudgetRule::BudgetRule(std::shared_ptr<const CostModel> costs, const BudgetOptions& options)
     : costs_(std::move(costs)),
       options_(options),
-      levels_hit_(kPriorLevels),
-      levels_expected_(kPriorLevels) {
+      accepted_(kPriorTokens),
+      promised_(kPriorTokens) {
   TREESPEC_CHECK(costs_ != nullptr, "BudgetRule: costs must not be null");
   check_costs(*costs_);
   TREESPEC_CHECK(options.max_nodes >= 1, "BudgetRule: max_nodes must be at least 1, got ",
@@ -114,6 +120,10 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
   if (options_.ranked_trees) {
     // The tree is cut when its scores are known, and grows as long as rows and calls may pay.
     plan_.node_budget = options_.max_nodes;
+    if (costs_->drafts_by_level) {
+      const double spare = kSpareFactor * std::max<double>(recent_nodes_, expected.nodes);
+      plan_.node_budget = std::min(options_.max_nodes, static_cast<int32_t>(spare + kSpareNodes));
+    }
     plan_.max_depth = std::min(options_.max_depth, useful_depth);
     const double trust = reliability();
     plan_.floor =
@@ -130,7 +140,7 @@ RoundPlan BudgetRule::plan(int32_t context, int32_t batch, int32_t useful_depth)
 /// What the measured acceptance promises, as if it had been seen for a few rounds.
 void BudgetRule::start() {
   next_layer_ = {kPriorRounds * kPriorYield, kPriorRounds};
-  emitted_ = {kPriorRounds, kPriorRounds};
+  emitted_ = {kPriorPrice, kPriorPrice};
   allowance_ = kFirstProbes;
   for (const RoundKind kind : {RoundKind::kTree, RoundKind::kChain}) {
     if (!plays(kind)) continue;
@@ -188,7 +198,7 @@ double BudgetRule::catch_up(const Size& size) const {
 double BudgetRule::price() const { return std::max(emitted_.ratio(), 1.0) / plain_seconds(); }
 
 double BudgetRule::reliability() const {
-  return std::clamp(levels_hit_ / levels_expected_, kLeastReliability, kMostReliability);
+  return std::clamp(accepted_ / promised_, kLeastReliability, kMostReliability);
 }
 
 double BudgetRule::advantage(RoundKind kind) const {
@@ -223,7 +233,8 @@ BudgetRule::Size BudgetRule::best_expected(RoundKind kind, int32_t useful_depth)
     if (depth[i] > useful_depth) continue;
     ++now.nodes;
     now.depth = std::max(now.depth, depth[i]);
-    now.tokens += std::min(1.0, value[i] * std::pow(trust, depth[i]));
+    now.tokens += std::min(1.0, trust * value[i]);
+    now.promised += value[i];
     now.seconds = drafted_seconds(now);
     const double worth = now.tokens - price() * now.seconds;
     if (worth > best_worth) best = now, best_worth = worth;
@@ -231,10 +242,23 @@ BudgetRule::Size BudgetRule::best_expected(RoundKind kind, int32_t useful_depth)
   return best;
 }
 
-double BudgetRule::node_value(const TokenTree& tree, int32_t node) const {
-  const auto i = static_cast<size_t>(node);
-  return std::min(1.0, std::exp(static_cast<double>(tree.path_logprob[i])) *
-                           std::pow(reliability(), tree.depth[i]));
+/// [N]: how likely each node is to be accepted by its score, 1 for the root. Of the children of a
+/// node one at most can be, whatever their scores add up to: a calibration knows nothing of
+/// siblings.
+std::vector<double> BudgetRule::node_values(const TokenTree& tree) const {
+  const auto size = static_cast<size_t>(tree.num_nodes());
+  std::vector<double> value(size, 1.0), children(size, 0.0);
+  for (size_t i = 1; i < size; ++i) {
+    const auto parent = static_cast<size_t>(tree.parent[i]);
+    const float step = tree.path_logprob[i] - tree.path_logprob[parent];
+    value[i] = std::min(1.0, std::exp(static_cast<double>(step)));
+    children[parent] += value[i];
+  }
+  for (size_t i = 1; i < size; ++i) {
+    const auto parent = static_cast<size_t>(tree.parent[i]);
+    value[i] *= value[parent] / std::max(1.0, children[parent]);
+  }
+  return value;
 }
 
 /// What the next rows cost each, in tokens: what a node must be worth to be kept.
@@ -245,13 +269,13 @@ double BudgetRule::row_price(int32_t nodes) const {
 
 /// What one more layer has brought, after paying for its rows, for every token expected of the
 /// layer before. Scores are the drafter's own here, as the builder's threshold takes them.
-void BudgetRule::see_layers(const TokenTree& tree, int32_t kept) {
+void BudgetRule::see_layers(const TokenTree& tree, const std::vector<double>& value, int32_t kept) {
   const double floor = row_price(kept);
   std::vector<double> all(static_cast<size_t>(depth_of(tree)) + 2, 0.0), net(all);
   for (int32_t node = 1; node < tree.num_nodes(); ++node) {
     const auto depth = static_cast<size_t>(tree.depth[static_cast<size_t>(node)]);
     all[depth] += std::exp(static_cast<double>(tree.path_logprob[static_cast<size_t>(node)]));
-    net[depth] += std::max(0.0, node_value(tree, node) - floor);
+    net[depth] += std::max(0.0, reliability() * value[static_cast<size_t>(node)] - floor);
   }
   next_layer_.fade(keep_of(kRoundsHalfLife));
   for (size_t depth = 1; depth + 2 < all.size(); ++depth) {
@@ -260,11 +284,13 @@ void BudgetRule::see_layers(const TokenTree& tree, int32_t kept) {
   }
 }
 
-BudgetRule::Size BudgetRule::promise(const TokenTree& tree, int32_t nodes) const {
+BudgetRule::Size BudgetRule::promise(const TokenTree& tree, const std::vector<double>& value,
+                                     int32_t nodes) const {
   Size size;
   size.nodes = nodes;
   size.depth = std::max(depth_of(tree), 1);  // the calls were made, whatever is cut
-  for (int32_t node = 1; node <= nodes; ++node) size.tokens += node_value(tree, node);
+  size.promised = std::accumulate(value.begin() + 1, value.begin() + nodes + 1, 0.0);
+  size.tokens = 1.0 + reliability() * size.promised;
   size.seconds = drafted_seconds(size);
   return size;
 }
@@ -278,7 +304,7 @@ void BudgetRule::learn(const TokenTree& tree, ArrayView<const int32_t> accepted_
   emitted_.fade(keep_of(kPriceHalfLife));
   emitted_.add(emitted, cost);
   allowance_ += kProbeShare * cost;
-  for (Rate& one : rates_) one.fade(keep_of(kRoundsHalfLife));
+  for (Rate& one : rates_) one.fade(keep_of(drafted ? kRoundsHalfLife : kPlainHalfLife));
   if (probing_) allowance_ -= advantage(kind_) * (cost + catch_up(grown_)) - grown_.tokens;
   if (!drafted) {
     const double before = catch_up({});
@@ -287,44 +313,15 @@ void BudgetRule::learn(const TokenTree& tree, ArrayView<const int32_t> accepted_
     return;
   }
   backlog_ = static_cast<int32_t>(emitted);
-  see_levels(tree, accepted_nodes);
+  accepted_ = keep_of(kRoundsHalfLife) * accepted_ + emitted - 1.0;
+  promised_ = keep_of(kRoundsHalfLife) * promised_ + grown_.promised;
   rate(plan_.kind).add(grown_.tokens, cost);
   const double keep = keep_of(kRoundsHalfLife);
   const double nodes = tree.num_nodes() - 1;
   recent_nodes_ = keep * recent_nodes_ + (1.0 - keep) * nodes;
+  // A tree that fills what it was given is to be given more.
+  if (nodes >= plan_.node_budget) recent_nodes_ = std::max(recent_nodes_, nodes);
   recent_rows_ = keep * recent_rows_ + (1.0 - keep) * nodes / std::max(depth_of(tree), 1);
-}
-
-/// Every accepted node, and the last of them, is a trial: was one of its children accepted, and how
-/// likely was that to be?
-void BudgetRule::see_levels(const TokenTree& tree, ArrayView<const int32_t> accepted_nodes) {
-  int32_t node = 0;
-  for (int64_t level = 0; !tree.draws(node).empty(); ++level) {
-    const bool hit = level < accepted_nodes.size();
-    levels_hit_ = keep_of(kLevelsHalfLife) * levels_hit_ + (hit ? 1.0 : 0.0);
-    levels_expected_ = keep_of(kLevelsHalfLife) * levels_expected_ + expected_at(tree, node);
-    if (!hit) return;
-    node = accepted_nodes[level];
-  }
-}
-
-double BudgetRule::expected_at(const TokenTree& tree, int32_t node) const {
-  const auto at = static_cast<size_t>(node);
-  double expected = 0.0;
-  int64_t rank = 0;
-  for (const int32_t child : tree.draws(node)) {
-    if (options_.ranked_trees) {
-      const float step = tree.path_logprob[static_cast<size_t>(child)] - tree.path_logprob[at];
-      expected += std::exp(static_cast<double>(step));
-    } else {
-      const auto row = std::min(at == 0 ? 0 : static_cast<size_t>(tree.depth[at]),
-                                options_.acceptance.size() - 1);
-      const std::vector<double>& shares = options_.acceptance[row];
-      if (rank < static_cast<int64_t>(shares.size())) expected += shares[static_cast<size_t>(rank)];
-      ++rank;
-    }
-  }
-  return std::min(expected, 1.0);
 }
 
 // --- the batch -----------------------------------------------------------------------------------
@@ -345,8 +342,11 @@ std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
   std::priority_queue<Next> open;
   int64_t rows = 0;
   double price = 0.0;
+  std::vector<std::vector<double>> values;
   const auto offer = [&](int64_t i, int32_t node) {
-    if (node < trees[i]->num_nodes()) open.push({rules[i]->node_value(*trees[i], node), i, node});
+    const auto place = static_cast<size_t>(node);
+    const std::vector<double>& own = values[static_cast<size_t>(i)];
+    if (place < own.size()) open.push({rules[i]->reliability() * own[place], i, node});
   };
   const auto cuts = [&](int64_t i) {
     return rules[i]->options_.ranked_trees && rules[i]->plan_.kind != RoundKind::kPlain &&
@@ -356,7 +356,8 @@ std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
     price += rules[i]->price() / static_cast<double>(rules.size());
     kept.push_back(cuts(i) ? 0 : trees[i]->num_nodes() - 1);
     rows += kept.back() + 1;
-    if (cuts(i)) offer(i, 1);
+    values.push_back(cuts(i) ? rules[i]->node_values(*trees[i]) : std::vector<double>{1.0});
+    offer(i, 1);
   }
   const auto seconds = [&](int64_t num_rows) {
     double sum = 0.0;
@@ -382,8 +383,9 @@ std::vector<int32_t> share_budget(ArrayView<BudgetRule* const> rules,
   for (size_t i = 0; i < best; ++i) ++kept[static_cast<size_t>(order[i])];
   for (int64_t i = 0; i < rules.size(); ++i) {
     if (!cuts(i)) continue;
-    rules[i]->grown_ = rules[i]->promise(*trees[i], kept[static_cast<size_t>(i)]);
-    rules[i]->see_layers(*trees[i], kept[static_cast<size_t>(i)]);
+    const std::vector<double>& value = values[static_cast<size_t>(i)];
+    rules[i]->grown_ = rules[i]->promise(*trees[i], value, kept[static_cast<size_t>(i)]);
+    rules[i]->see_layers(*trees[i], value, kept[static_cast<size_t>(i)]);
   }
   return kept;
 }

@@ -19,6 +19,7 @@ from treespec.text import encode
 from treespec.tuning.pair import Progress, as_decoder, exact_verifier, prompt_list, with_tree
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_WARM_FORWARDS = 6  # of one row, until the caches are those of plain decoding
 _EXPANSION = (2, 1, 1, 1)  # a small tree of a few calls, to time the drafter with
 
 
@@ -134,10 +135,10 @@ def time_target(
     repetitions: int,
     between: Callable[[], object] | None = None,
 ) -> dict[int, float]:
-    """Median seconds of a target forward by rows of each sequence, behind these tokens.
+    """Seconds of a target forward by rows of each sequence, behind these tokens.
 
-    One row is timed in a run of its own, as plain decoding computes it. All larger numbers are
-    timed in turn, so that a drifting machine hits all alike, each after a call of `between`: the
+    All numbers are timed in turn, so that a drifting machine hits all alike: one row behind
+    others, as plain decoding computes it, larger numbers after a call of `between`, the
     drafter's pass, which leaves the caches to the target as it finds them in a round.
     """
     target, needs = decoder.target, decoder.drafter.needs  # type: ignore[union-attr]
@@ -145,23 +146,33 @@ def time_target(
     samples: dict[int, list[float]] = {n: [] for n in rows}
     states = [target.open(len(ids) + max(rows)) for ids in token_ids]
     nothing = [np.empty(0, dtype=np.int32)] * len(states)
+
+    def time_forward(num_rows: int) -> float:
+        start = perf_counter()
+        logits, _ = target.forward(states, [trees[num_rows]] * len(states), needs)
+        in_host_memory(logits[0])  # waits for the device, as a round does
+        seconds = perf_counter() - start
+        target.commit(states, nothing)
+        return seconds
+
     try:
         target.prefill(states, token_ids, needs)
-        turns = [[n] * (repetitions + 1) for n in rows if n == 1]
-        turns += [[n for n in rows if n > 1]] * (repetitions + 1)
-        for turn in turns:
-            for n in turn:
-                if n > 1 and between is not None:
+        for _ in range(repetitions + 1):
+            for n in rows:
+                if between is not None:
                     between()
-                start = perf_counter()
-                logits, _ = target.forward(states, [trees[n]] * len(states), needs)
-                in_host_memory(logits[0])  # waits for the device, as a round does
-                samples[n].append(perf_counter() - start)
-                target.commit(states, nothing)
+                for _ in range(_WARM_FORWARDS if n == 1 else 0):
+                    time_forward(n)
+                samples[n].append(time_forward(n))
     finally:
         for state in states:
             target.close(state)
-    return {n: median(seconds[1:]) for n, seconds in samples.items()}
+    return {n: undisturbed(seconds[1:]) for n, seconds in samples.items()}
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """The lower quartile: what else a machine does only makes a run slower."""
+    return float(np.quantile(seconds, 0.25))
 
 
 def _tree_of(num_rows: int, token: int, forks: bool) -> TreeRows:

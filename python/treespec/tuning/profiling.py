@@ -22,7 +22,7 @@ from treespec.targets.base import Needs, TargetStates, TreeRows, in_host_memory
 from treespec.text import encode
 from treespec.tuning.acceptance import Acceptance, measure_acceptance
 from treespec.tuning.calibration import count_trials
-from treespec.tuning.costs import ROWS, time_target
+from treespec.tuning.costs import ROWS, time_target, undisturbed
 from treespec.tuning.pair import PROPOSALS, Progress, as_decoder, prompt_list, with_tree
 
 CONTEXTS = (64, 256, 1024, 4096)
@@ -59,7 +59,7 @@ def measure_profile(
     contexts, batches
         Committed tokens, and sequences; what does not fit the target's context is left out.
     repetitions
-        Forwards for each figure; the median counts.
+        Forwards for each figure; the lower quartile counts.
     max_depth
         Depths of the acceptance table.
 
@@ -238,7 +238,7 @@ def _draft_calls(catcher: _Catcher, start: int, repetitions: int) -> dict[int, f
                 samples[n].append(catcher.seconds(start, n, one_row))
     finally:
         target.close(state)
-    return {n: median(seconds[1:]) for n, seconds in samples.items()}
+    return {n: undisturbed(seconds[1:]) for n, seconds in samples.items()}
 
 
 def _outside_models(
