@@ -3,7 +3,7 @@
 
 Held-out prompts are ranked by how much a fixed tree gets accepted on them, in a pass of its own
 with other seeds: the upper third are the easy ones, the lower third the hard ones, all the mixed
-ones. The profile is measured first, on other prompts. All decoders share the models and run in turn.
+ones. The profile is measured first, on other prompts. All share the models and run in turn.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ class BudgetRule:
     @property
     def reliability(self) -> float:
         """
-        Accepted levels over expected ones.
+        Accepted tokens over promised ones.
         """
 class PlannedBuilders:
     """
