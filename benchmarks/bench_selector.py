@@ -306,7 +306,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     out = options.parse_args(arguments)
     out.prompts = out.prompts or (6 if out.quick else 90)
     out.run_prompts = out.run_prompts or (2 if out.quick else 24)
-    out.run_tokens = out.run_tokens or (16 if out.quick else 96)
+    out.run_tokens = out.run_tokens or (16 if out.quick else 64)
     return out
 
 
