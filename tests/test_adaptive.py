@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_models import TableDrafter, TableTarget, table_pair
+from exported_models import exported
 
 import treespec
 from treespec import Profile, tuning
@@ -289,3 +290,18 @@ def test_every_kind_of_drafter_can_be_profiled(drafter):
     )  # fmt: skip
     assert profile.drafts_by_level == (drafter == "demo:eagle3")
     assert min(profile.draft_call.values()) > 0
+
+
+def test_an_exported_pair_is_profiled_up_to_the_rows_it_was_made_for(tmp_path_factory, cache, demo):
+    folder = exported("demo", tmp_path_factory)
+    pair = treespec.load(folder, folder / "drafter")
+    profile = tuning.measure_profile(
+        pair, ["def main():"], rows=(4, 100_000), contexts=(32,), repetitions=1, max_depth=1,
+        max_new_tokens=16,
+    )  # fmt: skip
+    assert set(profile.target[0].seconds) == {1, 4} and pair.target.max_nodes < 100_000
+    profile.save(profile_path(profile.identity))
+    decoder = treespec.load(folder, folder / "drafter")
+    assert plans(decoder) and decoder.planner.max_nodes == 3
+    expected = demo.generate("def f(", max_new_tokens=20).token_ids
+    assert decoder.generate("def f(", max_new_tokens=20).token_ids == expected

@@ -12,7 +12,7 @@ import typer
 
 from treespec.cli.answer import Answer, ends_line, print_answer_stats, stream_answer
 from treespec.cli.command import EXPECTED_ERRORS, show_error, show_note
-from treespec.cli.options import ModelOptions, SamplingOptions
+from treespec.cli.options import SamplingOptions, SizedModelOptions
 
 if TYPE_CHECKING:
     from treespec.decoder import SpeculativeDecoder
@@ -25,7 +25,7 @@ HELP = "/reset  /stats  /seed N  /temperature X  /help  /exit   (Ctrl-C stops an
 def chat(
     *,
     sampling: SamplingOptions,
-    models: ModelOptions,
+    models: SizedModelOptions,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A system message to start with.")
     ] = None,

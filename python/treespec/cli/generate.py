@@ -14,7 +14,7 @@ from rich.console import Console
 from treespec.cli import report
 from treespec.cli.answer import ends_line, print_answer_stats, stream_answer
 from treespec.cli.command import INTERRUPTED
-from treespec.cli.options import ModelOptions, PromptOptions, SamplingOptions
+from treespec.cli.options import PromptOptions, SamplingOptions, SizedModelOptions
 
 SUMMARY = "Continue a prompt, several tokens per round."
 
@@ -27,7 +27,7 @@ def generate(
         typer.Option("--batch-file", metavar="FILE", help="One prompt per line, run as one batch."),
     ] = None,
     sampling: SamplingOptions,
-    models: ModelOptions,
+    models: SizedModelOptions,
     show_stats: Annotated[
         bool, typer.Option("--stats", help="Print speed, acceptance and time by step on stderr.")
     ] = False,
@@ -103,7 +103,7 @@ def read_prompts(who: str, path: Path) -> list[str]:
 def _generate_batch(
     path: Path,
     prompt: PromptOptions,
-    models: ModelOptions,
+    models: SizedModelOptions,
     sampling: SamplingOptions,
     as_json: bool,
     show_stats: bool,

@@ -181,6 +181,26 @@ class ModelOptions(PairOptions):
 
 
 @dataclass(frozen=True)
+class SizedModelOptions(ModelOptions):
+    """The same, with trees that may be sized round by round."""
+
+    profile: Annotated[
+        str,
+        _tree(
+            metavar="auto|none|FILE",
+            help="Choose every round's tree by the costs in this file; `auto`: by what "
+            "`treespec tune --profile` kept for this pair here, unless --nodes is given; `none`: "
+            "one size.",
+        ),
+    ] = "auto"
+
+    def load(self, **options: Any) -> SpeculativeDecoder:
+        """Load the models and return the decoder with these trees."""
+        profile = None if self.profile == "none" else self.profile
+        return super().load(profile=profile, **options)
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn and when to stop: the keyword arguments of `generate` and `stream`."""
 

@@ -71,6 +71,11 @@ class GraphTarget:
                 f"--features {asked}"
             )
 
+    @property
+    def max_nodes(self) -> int:
+        """Most rows of one sequence in a forward, the root included."""
+        return self.runner.manifest.max_nodes
+
     def check_nodes(self, nodes: int) -> None:
         """Refuse trees of so many nodes, the root included, if the target was exported for fewer.
 

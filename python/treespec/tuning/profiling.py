@@ -55,7 +55,8 @@ def measure_profile(
         As in `measure_acceptance`, which is run for every proposal mode at this temperature
         (deterministic trees alone at 0).
     rows
-        Rows of one sequence to time target forwards with.
+        Rows of one sequence to time target forwards with; one is timed always, and none beyond what
+        an exported target was made for.
     contexts, batches
         Committed tokens, and sequences; what does not fit the target's context is left out.
     repetitions
@@ -71,8 +72,9 @@ def measure_profile(
     _check_sizes(rows=rows, contexts=contexts, batches=batches, repetitions=[repetitions])
     decoder, prompts = as_decoder(models), prompt_list("measure_profile", prompts)
     text = _long_text(decoder, prompts, max(contexts))
-    contexts = _that_fit(decoder, contexts, max(rows), len(text))
-    rows, batches = sorted({*rows}), sorted({*batches})
+    most = getattr(decoder.target, "max_nodes", max(rows))  # of an exported target
+    rows, batches = sorted({n for n in rows if n <= most} | {1}), sorted({*batches})
+    contexts = _that_fit(decoder, contexts, rows[-1], len(text))
     jobs: list[Any] = [(context, batch) for context in contexts for batch in batches]
     catcher, start = _Catcher(decoder, text), contexts[0] // 2
     target = []
