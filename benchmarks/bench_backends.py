@@ -288,11 +288,12 @@ def main() -> None:
                 folder,
                 folder / "drafter",
                 backend="onnx",
+                profile=None,
                 backend_options={"threads": options.threads},
             )
 
         contestants = [
-            decoder_contestant(EAGER, treespec.load()),
+            decoder_contestant(EAGER, treespec.load(profile=None)),
             decoder_contestant(PYTHON, load(folders["in_place"])),
             decoder_contestant(PYTHON_ROWS, load(folders["new_rows"])),
             stack.enter_context(cpp_contestant(build(root / "build"), folders["in_place"])),

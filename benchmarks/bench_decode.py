@@ -91,7 +91,7 @@ def hugging_face(pair: Pair, name: str, assistant: dict[str, Any] | None, **opti
 def tree_decoder(pair: Pair, drafter: Any, name: str = "", **options: Any) -> Contestant:
     """A treespec decoder over the same model objects."""
     model = pair.draft if drafter == "demo" else drafter
-    decoder = treespec.load(pair.target, model, **options)
+    decoder = treespec.load(pair.target, model, profile=None, **options)
 
     def run(prompt: list[int], temperature: float, seed: int) -> tuple[int, Stats]:
         result = decoder.generate(

@@ -7,9 +7,12 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from floors import bar_text, per_row_text
+
+from treespec.benchmarking.timing import ratio_interval
 
 FOLDER = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
@@ -24,6 +27,11 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def ratio(values: Sequence[float]) -> str:
     """A ratio with its interval."""
     return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+
+
+def finer(values: Sequence[float]) -> str:
+    """The same where a hundredth matters."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*values)
 
 
 def decode_tables(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -388,6 +396,60 @@ def drafter_time_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def adaptive_tables(results: dict[str, Any]) -> list[str]:
+    """Speed over plain decoding by group of prompts, a table per temperature."""
+    lines = []
+    for name, found in results.items():
+        if name == "hopeless":
+            continue
+        groups = found["groups"]
+        lines += ["", f"Speed over plain decoding, {name}:", ""]
+        rows = [
+            [
+                label if label in ("plain", "adaptive") else f"{label} nodes",
+                f"{found['mean_nodes'][label]:.1f}",
+                *(ratio(group["over_plain"][label]) for group in groups.values()),
+            ]
+            for label in found["mean_nodes"]
+        ]
+        versus = (ratio(group["adaptive_over_best_fixed"]) for group in groups.values())
+        rows.append(["adaptive / best fixed", "", *versus])
+        lines += table(["decoder", "nodes a round", *groups], rows)
+    if "hopeless" in results:
+        lines += ["", "A drafter of random weights, speed over plain decoding:", ""]
+        rows = [
+            [name, "{:.3f} [{:.3f}, {:.3f}]".format(*v)] for name, v in results["hopeless"].items()
+        ]
+        lines += table(["profile", "speed"], rows)
+    return lines
+
+
+def backend_tables(results: dict[str, Any]) -> list[str]:
+    """Median milliseconds of a tree forward, and tokens per second beside eager PyTorch."""
+    names = list(results["forward"][0]["seconds"])
+    rows = [
+        [
+            f"{row['context']} tokens, {row['nodes']} nodes",
+            *(f"{1e3 * median(row['seconds'][name]):.2f}" for name in names),
+        ]
+        for row in results["forward"]
+    ]
+    lines = ["", "A tree forward, milliseconds (median):", "", *table(["context", *names], rows)]
+    for row in results["decode"]:
+        eager = next(iter(row["seconds"].values()))
+        rows = [
+            [
+                name,
+                f"{row['new_tokens'] * len(seconds) / sum(seconds):.0f}",
+                ratio(ratio_interval(eager, seconds)),
+            ]
+            for name, seconds in row["seconds"].items()
+        ]
+        lines += ["", f"Whole texts, temperature {row['temperature']:g}:", ""]
+        lines += table(["decoder", "tokens/s", "speed over eager"], rows)
+    return lines
+
+
 def section(path: Path) -> list[str]:
     """The tables of one file under its command, machine and date."""
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -405,6 +467,10 @@ def section(path: Path) -> list[str]:
     ]
     if "note" in report:
         lines += ["", report["note"]]
+    if report["benchmark"] == "adaptive":
+        return [*lines, *adaptive_tables(report["results"])]
+    if report["benchmark"] == "backends":
+        return [*lines, *backend_tables(report["results"])]
     if report["benchmark"] in ("build", "core", "cuda"):
         return [*lines, *floor_table(report["results"])]
     if report["benchmark"] == "builders":
