@@ -107,7 +107,7 @@ def test_drawn_trees_of_chosen_sizes_keep_the_law_of_the_text(builder):
     decoder = SpeculativeDecoder(
         target, TableDrafter(target, 3, noise=1.5), builder=builder, profile=WORTH_IT
     )
-    length, runs = 4, 3000
+    length, runs = 4, 1500
     counts: Counter = Counter()
     for seed in range(runs):
         result = decoder.generate([1, 2], max_new_tokens=length, temperature=1.0, seed=seed)
