@@ -98,7 +98,7 @@ def decoder_contestant(name: str, decoder: treespec.decoder.SpeculativeDecoder) 
         result = decoder.generate(
             prompt, max_new_tokens=new_tokens, temperature=temperature, seed=seed, ignore_eos=True
         )
-        return time.perf_counter() - start, result.token_ids.tolist()
+        return time.perf_counter() - start, result.token_ids
 
     return Contestant(name, forward, generate)
 
