@@ -142,13 +142,14 @@ def hopeless(pair: SpeculativeDecoder, seed: int = 0) -> SpeculativeDecoder:
 
 
 def hopeless_race(
-    pair: SpeculativeDecoder, profile: Profile, prompts: Sequence[str], clock: str, tokens: int
+    pair: SpeculativeDecoder, prompts: Sequence[str], clock: str, tokens: int
 ) -> dict[str, Any]:
     """Long texts with a useless drafter, under the profile of the useful one and under its own."""
     bad = hopeless(pair)
+    useful = tuning.measure_profile(pair, demo.prompts()[:4], temperature=0.7, max_new_tokens=64)
     own = tuning.measure_profile(bad, demo.prompts()[:4], temperature=0.7, max_new_tokens=64)
     runs = {PLAIN: Runs(SpeculativeDecoder(pair.target, None, tokenizer=pair.tokenizer))}
-    for name, one in (("told nothing", profile), ("measured", own)):
+    for name, one in (("the useful drafter's", useful), ("its own", own)):
         decoder = SpeculativeDecoder(bad.target, bad.drafter, tokenizer=pair.tokenizer, profile=one)
         runs[name] = Runs(decoder)
     for place, prompt in enumerate(track(prompts, "hopeless")):
@@ -192,7 +193,7 @@ def held_out() -> list[str]:
 def main() -> None:
     """Run and report."""
     parser = harness.parser(__doc__ or "")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7])
     parser.add_argument("--prompts", type=int, default=24, metavar="N")
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--hopeless-texts", type=int, default=6, metavar="N")
@@ -238,9 +239,11 @@ def main() -> None:
     if options.hopeless_texts:
         tokens = 200 if options.quick else 1000
         count = 1 if options.quick else options.hopeless_texts
-        results["hopeless"] = hopeless_race(pair, profile, prompts[:count], options.clock, tokens)
+        results["hopeless"] = hopeless_race(pair, prompts[:count], options.clock, tokens)
         for name, values in results["hopeless"].items():
-            console.print(f"hopeless drafter, {name}: {_interval(values)} x plain, {tokens} tokens")
+            console.print(
+                f"hopeless drafter, profile {name}: {_interval(values)} x plain, {tokens} tokens"
+            )
     command = (
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python {shlex.join(sys.argv)}"
     )
