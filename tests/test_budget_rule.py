@@ -242,6 +242,19 @@ def test_options_out_of_range_are_refused(options):
         rule_for(FLAT, **options)
 
 
+def test_nothing_is_decided_before_the_first_plan():
+    rule, root = rule_for(FLAT), _core.root_tree(0)
+    for ask in (
+        lambda: rule.price,
+        lambda: rule.learn(root, _core.verify(root, np.eye(2)[:1], None, "greedy", 0, 0, 0)),
+        lambda: _core.share_budget([rule], [root]),
+    ):
+        with pytest.raises(ValueError, match="plan must be called"):
+            ask()
+    rule.plan(10, 1, 5)
+    assert rule.price > 0
+
+
 # ------------------------------------------------------------------ beginnings of trees
 
 

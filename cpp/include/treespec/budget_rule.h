@@ -54,7 +54,8 @@ struct BudgetOptions {
   AcceptanceTable acceptance;
 };
 
-/// Decides for one sequence. Holds what was seen of it: one object per generation.
+/// Decides for one sequence. Holds what was seen of it: one object per generation. All but `plan`
+/// throws InvalidArgument before the first `plan`, since prices depend on the context.
 class BudgetRule {
  public:
   /// Throws InvalidArgument for options or costs out of range. The costs are shared, not copied.

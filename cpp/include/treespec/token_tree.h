@@ -64,8 +64,9 @@ TokenTree root_tree(int32_t token);
 /// left for check_tree to report.
 void complete_tree(TokenTree& tree);
 
-/// The root and the first `num_drafted` nodes of a deterministic tree. Drawn trees may not be cut when
-/// their draws are known: throws InvalidArgument for them, and for a number outside [0, N - 1].
+/// The root and the first `num_drafted` nodes of a deterministic tree. Drawn trees may not be cut
+/// when their draws are known: throws InvalidArgument for them, and for a number outside [0, N -
+/// 1].
 TokenTree beginning_of(const TokenTree& tree, int32_t num_drafted);
 
 /// Every violated invariant in words; empty for a sound tree. Changes nothing, never throws.

@@ -211,6 +211,7 @@ bool BudgetRule::plays(RoundKind kind) const {
 }
 
 double BudgetRule::target_share(int32_t nodes) const {
+  TREESPEC_CHECK(!target_seconds_.empty(), "BudgetRule: plan must be called before anything else");
   const auto rows = std::min(static_cast<size_t>(batch_ * (nodes + 1)), target_seconds_.size());
   return target_seconds_[rows - 1] / batch_;
 }
