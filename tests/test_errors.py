@@ -221,7 +221,7 @@ ROWS = {
     "unknown option": (
         lambda: build("opt_tree", width=3),
         ValueError,
-        r"opt_tree: option must be one of calibration, max_depth, .*, threshold; got width",
+        r"opt_tree: option must be one of calibration, floor, .*, threshold; got width",
     ),
     "negative depth": (
         lambda: build("chain", max_depth=-1),
