@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import os
@@ -578,11 +579,27 @@ def test_a_context_that_fits_exactly_is_served(folder):
         assert running.post(prompt=[5] * 2000, max_tokens=49).status_code == 400
 
 
-def test_long_bodies_are_refused(folder):
+def resident_bytes(server):
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_long_bodies_are_refused_and_not_kept(folder):
     with serving(folder, "--max-body", "1000") as running:
         answer = running.post(prompt="a" * 1000)
         assert answer.status_code == 413
         assert "1000 bytes" in answer.json()["error"]["message"]
+        # Of a length that is told at the end, or that shows when it is unpacked.
+        packed = gzip.compress(b" " * 900_000)
+        assert len(packed) < 1000
+        for content, headers in (
+            (iter([b" " * 50_000] * 1000), {}),
+            (packed, {"Content-Encoding": "gzip"}),
+        ):
+            before = resident_bytes(running)
+            answer = running.client.post("/v1/completions", content=content, headers=headers)
+            assert answer.status_code == 413
+            assert resident_bytes(running) - before < 20 << 20
         assert running.post(prompt="a" * 800, max_tokens=1).status_code == 200
 
 

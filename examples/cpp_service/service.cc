@@ -49,6 +49,26 @@ ApiError library_error(int status, const httplib::Request& request, size_t max_b
   }
 }
 
+/// Reads a body of at most `max_size` bytes; the rest of a longer one is read and dropped, so that
+/// the client hears of it. The library counts bodies before they are unpacked, and those alone
+/// whose length was announced. Throws 413, or 400 for what is no body.
+std::string read_body(const httplib::Request& request, const httplib::Response& response,
+                      const httplib::ContentReader& read, size_t max_size) {
+  std::string body;
+  size_t size = 0;
+  const auto keep = [&](const char* data, size_t count) {
+    size += count;
+    if (size <= max_size) body.append(data, count);
+    return true;
+  };
+  const bool whole = request.is_multipart_form_data()
+                         ? read([](const httplib::MultipartFormData&) { return true; }, keep)
+                         : read(keep);
+  if (size > max_size) throw library_error(413, request, max_size);
+  if (!whole) throw library_error(response.status, request, max_size);
+  return body;
+}
+
 /// The library's default lets two services share a port without a word.
 void refuse_taken_ports(socket_t socket) {
   const int yes = 1;
@@ -187,9 +207,10 @@ Service::Service(const Options& options)
 
 void Service::add_routes() {
   using httplib::Request, httplib::Response;
-  http_.Post("/v1/completions", [this](const Request& request, Response& response) {
+  http_.Post("/v1/completions", [this](const Request& request, Response& response,
+                                       const httplib::ContentReader& read) {
     try {
-      complete(request, response);
+      complete(request, read_body(request, response, read, options_.max_body), response);
     } catch (const ApiError& error) {
       metrics_.count_request(error.status, error.status == kHungUp ? "disconnected" : "refused");
       reply(response, error);
@@ -214,11 +235,11 @@ void Service::add_routes() {
   });
 }
 
-void Service::complete(const httplib::Request& request, httplib::Response& response) {
+void Service::complete(const httplib::Request& request, const std::string& body,
+                       httplib::Response& response) {
   const Clock::time_point arrival = Clock::now();
   if (draining_) throw ApiError(503, "server_error", "the service is shutting down");
-  CompletionRequest wanted =
-      parse_completion(request.body, {options_.name, models_.manifest().vocab_size});
+  CompletionRequest wanted = parse_completion(body, {options_.name, models_.manifest().vocab_size});
   std::vector<int32_t> prompt = prompt_ids(wanted);
   const bool streams = wanted.stream;
   const Connection connection(request.remote_addr, request.remote_port);

@@ -42,7 +42,8 @@ class Service {
   class Answer;
 
   void add_routes();
-  void complete(const httplib::Request& request, httplib::Response& response);
+  void complete(const httplib::Request& request, const std::string& body,
+                httplib::Response& response);
   std::vector<int32_t> prompt_ids(const CompletionRequest& request) const;
   SlotPool::Lease wait_for_slot(const Connection& connection, Clock::time_point arrival);
   /// Logs and counts what is no fault of the client; returns what to tell it.
