@@ -3,7 +3,8 @@
 // (-ffp-contract=off), so that every clone gives the same bits.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// The choice is made before ThreadSanitizer is there to watch it, and would crash.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define TREESPEC_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define TREESPEC_SIMD
