@@ -3,7 +3,7 @@
 
 Three comparisons: every output of the graph with the traced module's own (whose caches show at
 which layer a difference begins), every node of a tree with a full forward of its path through the
-untouched model, and for block drafters the ranked lists.
+untouched model, and for block drafters the tokens of the ranked lists.
 """
 
 from __future__ import annotations
@@ -288,10 +288,29 @@ def _check_dflash(
         expected = graph(*inputs)
     found = run(_named(graph, inputs))
     differences = _compare(graph.output_names, expected, found, graph.cache)
-    lists = int(np.prod(expected[0].shape[:2]))
-    first = expected[0][..., 0].numpy() == np.asarray(found["token"])[..., 0]
-    ranked = tuple(one for one in differences if one.name not in ("token", "owner"))
-    return ExportReport(folder, manifest.dtype, ranked, lists, int(first.sum()))
+    token, logprob = expected[0].numpy(), expected[1].numpy()
+    lists = int(np.prod(token.shape[:2]))
+    first = token[..., 0] == np.asarray(found["token"])[..., 0]
+    # Token ids are no quantities: what they stand for is compared.
+    named = [one for one in differences if one.name not in ("token", "owner")]
+    named.append(_token_difference(token, logprob, np.asarray(found["token"])))
+    if manifest.block.num_previous:
+        others = int((expected[2].numpy() != np.asarray(found["owner"])).sum())
+        named.append(Difference("owner", None, others, 1))
+    return ExportReport(folder, manifest.dtype, tuple(named), lists, int(first.sum()))
+
+
+def _token_difference(
+    token: npt.NDArray[Any], logprob: npt.NDArray[Any], found: npt.NDArray[Any]
+) -> Difference:
+    """How much less or more likely the found tokens are than those that stand in their places.
+
+    One that is not in its list is as likely as the last one there: equal scores may be cut apart.
+    """
+    same = found[..., :, None] == token[..., None, :]
+    own = np.take_along_axis(logprob, same.argmax(-1), axis=-1)
+    own = np.where(same.any(-1), own, logprob[..., -1:])
+    return Difference("token", None, *_distance(torch.from_numpy(logprob), torch.from_numpy(own)))
 
 
 # --- small helpers --------------------------------------------------------------------------------

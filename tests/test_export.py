@@ -68,6 +68,28 @@ def test_a_block_drafter_ranks_the_same_tokens_as_its_graph(tmp_path_factory, na
     assert manifest.block.num_previous == (0 if name == "dflash" else 3)
 
 
+@pytest.mark.parametrize(
+    "output, spoil",
+    [
+        ("token", lambda ids: (ids + 1) % 64),
+        ("token", lambda ids: ids[..., ::-1]),
+        ("owner", lambda ids: ids[:, ::-1]),
+    ],
+)
+def test_lists_of_other_tokens_are_found(tmp_path_factory, output, spoil):
+    folder = exported("treeflash", tmp_path_factory)
+    engine = onnxruntime_engine(folder / "model.onnx")
+
+    def spoilt(inputs):
+        found = engine(inputs)
+        return {**found, output: spoil(found[output])}
+
+    report = check_export(folder, DRAFTERS["treeflash"](), spoilt)
+    assert [one.name for one in report.failed] == [output]
+    with pytest.raises(ValueError, match=f"at {output}, the first of 1 outputs"):
+        report.require_passed()
+
+
 def test_the_graph_holds_attention_and_cache_writes_as_single_operators(llama):
     _, folder = llama
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
