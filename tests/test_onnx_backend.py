@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,7 +23,7 @@ from treespec.export.manifest import FILE_NAME, Manifest
 from treespec.loading import named_drafter
 from treespec.targets import graph_runner, kv_slots, onnx
 from treespec.targets.base import Needs, TreeRows
-from treespec.targets.memory import DeviceMemory
+from treespec.targets.memory import DeviceMemory, HostMemory
 from treespec.targets.onnx import OnnxOptions, OrtSession, load_target
 from treespec.tuning import measure_costs
 
@@ -251,6 +252,24 @@ def test_a_cancelled_stream_leaves_the_decoder_as_it_was(load, drafter):
     stream.close()
     assert_nothing_left(decoder)
     assert texts(decoder, [prompt])[0] == expected
+
+
+@pytest.mark.parametrize("target", ["target", "target of new rows"])
+def test_the_memory_of_caches_goes_with_the_last_sequence(load, target, monkeypatch):
+    made = []
+    zeros = HostMemory.zeros
+
+    def remembered(self, shape, dtype):
+        array = zeros(self, shape, dtype)
+        if len(shape) == 4:  # others are buffers of inputs and outputs
+            made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(HostMemory, "zeros", remembered)
+    decoder = load(target, "causal_lm", **TREE)
+    before = texts(decoder, ragged_prompts())
+    assert made and [one for one in made if one() is not None] == []
+    assert texts(decoder, ragged_prompts()) == before
 
 
 def test_streams_may_take_turns(load):

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -126,7 +127,9 @@ class OrtSession:
         self._binding = self._session.io_binding()
         self._buffers: dict[str, Array] = {}  # flat; they grow
         self._bound: dict[str, Array] = {}  # inputs and outputs as they are bound
-        self._cache: Sequence[Array] | None = None
+        # The first of the bound caches, by which the others are known; not kept, as the pool frees
+        # them.
+        self._cache: Callable[[], Array | None] = lambda: None
         self._wanted: list[str] = []
 
     def padded(self, axis: Axis, count: int, room: int) -> int:
@@ -139,7 +142,7 @@ class OrtSession:
         wanted = list(outputs)
         if self.manifest.cache_style == "new_rows":
             wanted += [one.output for one in self.manifest.cache]
-        if cache is not self._cache or wanted != self._wanted:
+        if cache[0] is not self._cache() or wanted != self._wanted:
             self._bind_cache(cache)
             self._wanted = wanted
         for name, array in inputs.items():
@@ -157,7 +160,7 @@ class OrtSession:
             self._bind_input(one.name, rows)
             if self.manifest.cache_style == "in_place":
                 self._binding.bind_output(one.output, *self._address(rows))
-        self._cache = cache
+        self._cache = ref(cache[0])
 
     def _give(self, name: str, array: Array) -> None:
         """Bind an input.
@@ -244,6 +247,8 @@ def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.use_deterministic_compute = True
     settings.intra_op_num_threads = options.threads or _threads_of_environment()
+    # It keeps a plan of memory for every set of sizes that it has seen, and ours go on changing.
+    settings.enable_mem_pattern = False
     settings.log_severity_level = 3  # warnings are about operators that stay on the CPU
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     # Target and drafter have threads of their own and take turns.
