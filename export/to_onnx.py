@@ -87,7 +87,7 @@ def export_target(
     model_or_path
         A folder, a hub id, or a transformers model on the CPU, which is not modified.
     folder
-        Made if it is not there; must not hold another export.
+        Made if it is not there; must not hold another export, nor a tokenizer's files.
     layers
         Decoder layers whose outputs a drafter needs.
     cache_style
@@ -238,9 +238,10 @@ def _write(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
         whole = Path(unfinished) / folder.name
         whole.mkdir()
-        _trace(graph).save(str(whole / manifest.graph), external_data=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
+        _check_nothing_lost(whole, folder)  # before the tracing, which takes long
+        _trace(graph).save(str(whole / manifest.graph), external_data=True)
         manifest.save(whole)
         if folder.exists():
             for path in whole.iterdir():
@@ -248,6 +249,16 @@ def _write(
         else:
             whole.replace(folder)
     return Manifest.load(folder)
+
+
+def _check_nothing_lost(whole: Path, folder: Path) -> None:
+    """Raise FileExistsError if the folder has files of the names that are to be moved there."""
+    names = sorted(path.name for path in whole.iterdir() if (folder / path.name).exists())
+    if names:
+        raise FileExistsError(
+            f"export: cannot write {', '.join(names)} into {folder}, which has such files already; "
+            "name another folder"
+        )
 
 
 def _trace(graph: Graph) -> torch.onnx.ONNXProgram:

@@ -205,6 +205,19 @@ def test_an_export_is_never_overwritten(llama):
         export_target(model, folder)
 
 
+def test_files_of_others_are_never_overwritten(tmp_path):
+    """Least of all those of the model that is exported."""
+    folder = shutil.copytree(demo.target_path(), tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=r"write tokenizer\.json.* into .*model, which has"):
+        export_target(folder, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/notes.txt").write_text("mine")
+    export_target(tiny_model("llama"), tmp_path / "own")
+    assert (tmp_path / "own/notes.txt").read_text() == "mine"
+
+
 def test_an_export_leaves_the_model_as_it_was(llama):
     model, _ = llama
     ids = torch.arange(9)[None]
