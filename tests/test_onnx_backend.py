@@ -634,6 +634,18 @@ def test_options_of_a_cuda_provider_choose_the_gpu(monkeypatch):
     assert third == cpu
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_an_error(folder, monkeypatch):
+    """ONNX Runtime would run on the CPU, and say so in a warning at most."""
+    import onnxruntime
+
+    names = ["CUDAExecutionProvider", *onnxruntime.get_available_providers()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnx, "_memory", lambda providers: DeviceMemory("cpu"))
+    with pytest.raises(ValueError, match=r"CUDAExecutionProvider must start, but .* CPUExecution"):
+        OrtSession(folder("target"), "cuda")
+
+
 def test_costs_are_measured_on_exported_folders(folder):
     decoder = treespec.load(folder("target"), folder("causal_lm"), device="cpu")
     costs = measure_costs(decoder, ragged_prompts(), rows=(1, 4), repetitions=1, max_new_tokens=8)

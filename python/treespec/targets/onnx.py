@@ -254,12 +254,28 @@ def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
     # Target and drafter have threads of their own and take turns.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=list(providers))
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=list(providers), enable_fallback=0
+        )
     except Exception as error:  # a class of its own per status, none of them public
         message = f"load: ONNX Runtime {onnxruntime.__version__} cannot open {path}: {error}"
         if type(error).__name__ == "NotImplemented":
             raise NotImplementedError(message) from None
         raise ValueError(message) from None
+    _check_providers(providers, session.get_providers())
+    return session
+
+
+def _check_providers(asked: Sequence[Any], used: Sequence[str]) -> None:
+    """Refuse a session on fewer providers than asked for: ONNX Runtime goes on without those whose
+    libraries it cannot load.
+    """
+    for name, _ in asked:
+        if name not in used:
+            raise ValueError(
+                f"load: execution provider {name} must start, but ONNX Runtime uses "
+                f"{', '.join(used)} alone; its log says which library is missing"
+            )
 
 
 def _onnxruntime() -> Any:
