@@ -164,6 +164,28 @@ def test_generations_end_threads_share_models_and_wrong_pairs_are_refused(
     run(programs / "ort_check", folder(style), *drafters, tmp_path)
 
 
+OLD_LIBRARY = """
+struct base { const void* (*get_api)(unsigned); const char* (*version)(void); };
+static const void* get_api(unsigned number) { static int api; return number <= 24 ? &api : 0; }
+static const char* version(void) { return "1.24.4"; }
+static const struct base old = {get_api, version};
+const struct base* OrtGetApiBase(void) { return &old; }
+"""
+
+
+def test_a_library_without_the_operators_is_refused(programs, folder, tmp_path):
+    run("cc", "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "old.so", input=OLD_LIBRARY)
+    done = subprocess.run(
+        [programs / "ort_generate"],
+        input=json.dumps([{"target": folder("target"), "drafter": None, "prompt": [3]}]),
+        env={**os.environ, "LD_PRELOAD": str(tmp_path / "old.so")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ONNX Runtime library must be at least 1.25, got 1.24.4" in done.stderr
+
+
 def refusal(cmake_dir, folder, component, *options):
     """What CMake says when the package cannot give a component."""
     (folder / "CMakeLists.txt").write_text(

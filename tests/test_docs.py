@@ -130,6 +130,20 @@ def test_what_auto_stands_for_is_what_the_readme_says():
     ) in text
 
 
+def test_the_oldest_onnx_runtime_is_the_same_everywhere():
+    from treespec.targets.onnx import MIN_VERSION
+
+    floor = ".".join(map(str, MIN_VERSION))
+    assert f'"onnxruntime>={floor}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    source = ROOT / "cpp/backends/onnxruntime/ort_model.cc"
+    assert f"kFirstVersion = {MIN_VERSION[1]};" in source.read_text(encoding="utf-8")
+    for page in (ROOT / "docs/cpp.md", ROOT / "examples/cpp_service/README.md"):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        assert re.findall(r"ONNX Runtime ([\d.]+) or newer", text) == [floor], name_of(page)
+        for archive in re.findall(r"onnxruntime-linux-x64-(\d+)\.(\d+)", text):
+            assert tuple(map(int, archive)) >= MIN_VERSION, name_of(page)
+
+
 # --- code -----------------------------------------------------------------------------------------
 
 

@@ -441,6 +441,15 @@ def test_without_onnx_runtime_the_error_says_what_to_install(folder, monkeypatch
         treespec.load(folder("target"), None)
 
 
+@pytest.mark.parametrize("version", ["1.24.4", "1.9.0"])
+def test_an_onnx_runtime_without_the_operators_is_refused(folder, monkeypatch, version):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(NotImplementedError, match=f"must be at least 1.25, .* got {version}"):
+        treespec.load(folder("target"), None)
+
+
 def test_sequences_that_only_fit_without_padding_run_by_themselves(folder, monkeypatch):
     prompts = [np.array(p, np.int32) for p in ragged_prompts((60, 4))]
     trees = [TreeRows.chain([5, 6]), TreeRows.chain(np.arange(3, 23))]

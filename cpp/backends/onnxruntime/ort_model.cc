@@ -3,7 +3,9 @@
 #include <onnxruntime_cxx_api.h>
 #include <onnxruntime_session_options_config_keys.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <stdexcept>
@@ -35,13 +37,17 @@ ONNXTensorElementDataType onnx_type(ElementType type) {
   throw std::logic_error("onnx_type: unknown element type");
 }
 
-/// The C++ wrapper calls through a table of functions that an older library does not have.
+// From 1.25 on there is TensorScatter, by which graphs write into their caches.
+constexpr uint32_t kFirstVersion = 25;
+
+/// The C++ wrapper calls through a table of functions, which has the number of the library's
+/// version; an older one lacks it, or what the graphs need.
 void check_library() {
+  constexpr uint32_t kNeeded = std::max<uint32_t>(ORT_API_VERSION, kFirstVersion);
   const OrtApiBase* base = OrtGetApiBase();
-  if (base->GetApi(ORT_API_VERSION) != nullptr) return;
-  throw Unsupported(detail::message(
-      "OrtModel: the ONNX Runtime library must be at least 1.", ORT_API_VERSION,
-      ", whose headers this program was compiled with, got ", base->GetVersionString()));
+  if (base->GetApi(kNeeded) != nullptr) return;
+  throw Unsupported(detail::message("OrtModel: the ONNX Runtime library must be at least 1.",
+                                    kNeeded, ", got ", base->GetVersionString()));
 }
 
 /// Threads and logging of the process, shared by all sessions.

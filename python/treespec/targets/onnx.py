@@ -20,6 +20,9 @@ from treespec.targets.graph_session import Axis, Inputs, OutputShape, output_sha
 from treespec.targets.graph_target import GraphTarget
 from treespec.targets.memory import DeviceMemory, HostMemory, Memory
 
+# The first version with TensorScatter on the CPU.
+MIN_VERSION = (1, 25)
+
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 # Providers whose buffers are in the memory of an NVIDIA GPU; those of all others are the host's.
@@ -68,6 +71,30 @@ class OnnxOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and not (isinstance(self.threads, int) and self.threads > 0):
             raise ValueError(f"load: threads must be at least 1, got {self.threads!r}")
+
+
+def load_onnxruntime() -> Any:
+    """The module `onnxruntime`, of a version that runs exported graphs.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    NotImplementedError
+        If it is too old.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f"load: backend 'onnx' needs ONNX Runtime, pip install 'treespec[onnx]': {error}"
+        ) from None
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < MIN_VERSION:
+        raise NotImplementedError(
+            f"load: ONNX Runtime must be at least {'.'.join(map(str, MIN_VERSION))}, which writes "
+            f"into caches (TensorScatter), got {onnxruntime.__version__}"
+        )
+    return onnxruntime
 
 
 def load_target(
@@ -208,7 +235,7 @@ class OrtSession:
 
 def _providers(device: Any, asked: str | Sequence[Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """Names and options, of those that this ONNX Runtime has."""
-    onnxruntime = _onnxruntime()
+    onnxruntime = load_onnxruntime()
     available = onnxruntime.get_available_providers()
     kind, _, number = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (number.isdigit() or not number):
@@ -242,7 +269,7 @@ def _memory(providers: Sequence[tuple[str, dict[str, Any]]]) -> Memory:
 
 
 def _open(path: Path, providers: Sequence[Any], options: OnnxOptions) -> Any:
-    onnxruntime = _onnxruntime()
+    onnxruntime = load_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.use_deterministic_compute = True
@@ -276,16 +303,6 @@ def _check_providers(asked: Sequence[Any], used: Sequence[str]) -> None:
                 f"load: execution provider {name} must start, but ONNX Runtime uses "
                 f"{', '.join(used)} alone; its log says which library is missing"
             )
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f"load: backend 'onnx' needs ONNX Runtime, pip install 'treespec[onnx]': {error}"
-        ) from None
-    return onnxruntime
 
 
 def _threads_of_environment() -> int:
