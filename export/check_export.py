@@ -8,6 +8,7 @@ untouched model, and for block drafters the tokens of the ranked lists.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -26,6 +27,8 @@ from treespec.export.dflash import DFlashGraph
 from treespec.export.manifest import CacheInput, Manifest
 from treespec.targets.base import TreeRows
 from treespec.targets.hf_model import load_model
+from treespec.targets.memory import DeviceMemory
+from treespec.targets.onnx import load_onnxruntime
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -122,7 +125,7 @@ def check_export(
     source
         What was exported: a model, its folder or hub id, or a drafter.
     run
-        The engine; None: ONNX Runtime on the CPU.
+        The engine; None: ONNX Runtime on the CPU, for bfloat16 in float32 with the same weights.
 
     Returns
     -------
@@ -149,12 +152,9 @@ def check_export(
 
 
 def onnxruntime_engine(graph: Path) -> RunEngine:
-    """The engine of a graph in ONNX Runtime, on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # not a warning per cache that these plain runs copy
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    """The engine of a graph in ONNX Runtime, on the CPU: a bfloat16 one computes in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(_runnable(graph, Path(folder)))
     names = [output.name for output in session.get_outputs()]
     known = {one.name for one in session.get_inputs()}
 
@@ -163,6 +163,38 @@ def onnxruntime_engine(graph: Path) -> RunEngine:
         return dict(zip(names, session.run(names, feeds), strict=True))
 
     return run
+
+
+def _session(graph: Path) -> Any:
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # not a warning per cache that these plain runs copy
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _runnable(graph: Path, folder: Path) -> Path:
+    """The graph, or what a CPU can run in its place: bfloat16 has no kernels there."""
+    import onnx
+
+    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    model = onnx.load(graph, load_external_data=False)
+    if not any(one.type.tensor_type.elem_type == narrow for one in model.graph.input):
+        return graph
+    model = onnx.load(graph)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
+    attributes = [one for node in model.graph.node for one in node.attribute]
+    for attribute in attributes:
+        if attribute.name in ("to", "dtype") and attribute.i == narrow:
+            attribute.i = wide
+    for tensor in (*model.graph.initializer, *(one.t for one in attributes if one.HasField("t"))):
+        if tensor.data_type == narrow:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    widened = folder / graph.name
+    onnx.save(model, widened, save_as_external_data=True)
+    return widened
 
 
 # --- causal language models -----------------------------------------------------------------------
@@ -324,8 +356,9 @@ def _named(graph: CausalLmGraph | DFlashGraph, inputs: tuple[Any, ...]) -> dict[
             flat += one
         elif one is not None:
             flat.append(one)
+    to_host = DeviceMemory("cpu").to_host
     return {
-        name: one.contiguous().numpy() for name, one in zip(graph.input_names, flat, strict=True)
+        name: to_host(one.contiguous()) for name, one in zip(graph.input_names, flat, strict=True)
     }
 
 

@@ -27,6 +27,7 @@ SHARED_TARGETS = {
     "target": tiny_target,
     "target of new rows": tiny_target,
     "target in float16": lambda: tiny_target(dtype=torch.float16),
+    "target in bfloat16": lambda: tiny_target(dtype=torch.bfloat16),
     "target with windows": lambda: tiny_model("qwen3_window"),
 }
 

@@ -435,6 +435,23 @@ def test_buffers_in_torch_tensors_give_the_same_texts(load, name, monkeypatch):
         assert_nothing_left(decoder)
 
 
+def test_a_drafter_whose_logits_are_bfloat16_drafts(load, monkeypatch):
+    """As on a GPU: a torch tensor, of a dtype that NumPy lacks."""
+    prompts = ragged_prompts()
+    expected = texts(load("target", None), prompts)
+    monkeypatch.setattr(onnx, "_memory", lambda providers: DeviceMemory("cpu"))
+    decoder = load("target", "causal_lm", **TREE)
+    session = decoder.drafter.runner._session
+    run = session.run
+
+    def rounded(*arguments):
+        out = run(*arguments)
+        return {**out, "logits": out["logits"].to(torch.bfloat16)}
+
+    monkeypatch.setattr(session, "run", rounded)
+    assert texts(decoder, prompts) == expected
+
+
 def test_without_onnx_runtime_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'treespec\[onnx\]'"):

@@ -54,7 +54,7 @@ class Memory(Protocol):
         ...
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
-        """In NumPy; the same array where it is in host memory."""
+        """In NumPy, which has no bfloat16: that as float32. The same array where it is one."""
         ...
 
     def commit(self, arrays: Sequence[Array], base: int, nodes: npt.NDArray[np.int32]) -> None:
@@ -151,6 +151,8 @@ class DeviceMemory:
 
     def to_host(self, array: Any) -> npt.NDArray[Any]:
         """As `Memory`."""
+        if array.dtype == self._torch.bfloat16:
+            array = array.float()
         host: npt.NDArray[Any] = array.cpu().numpy()
         return host
 
