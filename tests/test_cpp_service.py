@@ -206,6 +206,7 @@ def test_a_seeded_answer_is_pythons(server, plain, seed, prompt):
         {"presence_penalty": 0.8, "frequency_penalty": 0.3},
         {"repetition_penalty": 1.3, "temperature": 0.0},
         {"seed": 2**64 - 1},
+        {"logit_bias": {7: -100.0, 300: 3.5, 2047: 2.0}},
     ],
     ids=str,
 )
@@ -236,6 +237,11 @@ def test_bytes_that_are_no_character_are_shown_as_python_shows_them(server, plai
     assert joined(server.events(**fields)) == want
 
 
+def test_a_text_over_several_blocks_of_the_caches_is_pythons(plain, long_text):
+    settings = {name: value for name, value in LONG.items() if name not in ("prompt", "max_tokens")}
+    assert long_text == expected_text(plain, LONG["prompt"], LONG["max_tokens"], **settings)
+
+
 def test_a_prompt_of_token_ids_is_the_text_they_stand_for(server, plain):
     ids = plain.tokenizer(PROMPT)["input_ids"]
     settings = {"max_tokens": 24, "temperature": 0}
@@ -257,6 +263,8 @@ def test_pieces_of_a_stream_are_the_answer(server):
 def test_a_stream_comes_while_it_is_generated(server):
     started = time.monotonic()
     with server.stream(**{**LONG, "max_tokens": 200}) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["x-accel-buffering"] == "no"  # nginx would hold them back
         lines = answer.iter_lines()
         next(lines)
         first = time.monotonic() - started
@@ -431,6 +439,22 @@ def test_a_client_that_hangs_up_frees_its_slot(folder, stream):
         assert running.text(prompt=PROMPT, max_tokens=4, temperature=0)
 
 
+def test_a_client_that_will_send_no_more_counts_as_gone(folder):
+    request = json.dumps(LONG).encode()
+    with serving(folder) as running, raw_request(running, request) as connection:
+        running.wait_for("requests_running", 1)
+        connection.shutdown(socket.SHUT_WR)
+        running.wait_for('requests_total{status="499",result="disconnected"}', 1)
+
+
+def test_a_client_that_hangs_up_before_the_last_token_counts_as_one(folder):
+    with serving(folder) as running:
+        request = json.dumps({"prompt": [5] * 2000, "max_tokens": 1}).encode()
+        with raw_request(running, request):
+            running.wait_for("requests_running", 1)
+        running.wait_for('requests_total{status="499",result="disconnected"}', 1)
+
+
 def test_a_client_that_hangs_up_in_line_is_forgotten(folder):
     with serving(folder, "--slots", "1") as running, ThreadPoolExecutor(1) as clients:
         busy = clients.submit(running.complete, **LONG)
@@ -500,9 +524,19 @@ BAD_FIELDS = [
     ("min_p", 1, "[0, 1)"),
     ("top_k", -1, "-1"),
     ("top_k", 2.0, "2.0"),
-    ("repetition_penalty", 0, "> 0"),
+    ("repetition_penalty", 0, "[0.01, 100.0]"),
+    ("repetition_penalty", 1e-300, "1e-300"),
     ("presence_penalty", [], "a number"),
+    ("presence_penalty", 2.5, "[-2.0, 2.0]"),
     ("frequency_penalty", {}, "a number"),
+    ("frequency_penalty", -1e308, "[-2.0, 2.0]"),
+    ("logit_bias", [1], "an object"),
+    ("logit_bias", {"a": 1}, '"a"'),
+    ("logit_bias", {"05": 1}, '"05"'),
+    ("logit_bias", {"2048": 1}, "[0, 2048)"),
+    ("logit_bias", {"99999999999": 1}, "[0, 2048)"),
+    ("logit_bias", {"5": "x"}, '"x"'),
+    ("logit_bias", {"5": 100.5}, "[-100, 100]"),
     ("seed", -1, "[0, 2^64)"),
     ("seed", 1.0, "1.0"),
     ("seed", 2**64, "[0, 2^64)"),
@@ -536,6 +570,20 @@ def test_a_bad_field_is_named_with_its_rule_and_value(server, field, value, part
     assert named == field
     assert error["type"] == "invalid_request_error"
     assert part in error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1e-6, "presence_penalty": -2, "frequency_penalty": -2},
+        {"temperature": 1e300, "repetition_penalty": 0.01},
+        {"repetition_penalty": 100, "frequency_penalty": 2, "min_p": 0.999999},
+        {"top_p": 1e-300, "top_k": 2**31 - 1, "logit_bias": {"0": 100, "1": -100}},
+    ],
+    ids=str,
+)
+def test_no_value_that_is_allowed_makes_the_model_fail(server, fields):
+    assert server.complete(prompt=PROMPT, max_tokens=30, seed=1, ignore_eos=True, **fields)
 
 
 def test_another_model_is_not_found(server):
@@ -720,6 +768,31 @@ def test_metrics_count_tokens_and_rounds(folder):
     assert sum(by_position) == counts["treespec_accepted_tokens_total"]
     assert counts["treespec_time_to_first_token_seconds_count"] == 3
     assert counts["treespec_answer_seconds_sum"] > 0
+
+
+def test_a_sum_that_is_large_still_grows(server):
+    server.complete(prompt=PROMPT, max_tokens=5)
+    text = server.client.get("/metrics").text
+    (value,) = re.findall(r"^treespec_answer_seconds_sum (.+)$", text, re.MULTILINE)
+    assert len(value.replace(".", "").lstrip("0")) > 8  # digits: a stream shows six unless told
+
+
+CURL = re.compile(r"curl (?:-N )?localhost:8080/v1/completions[\s\\\\]+-d '([^']*)'")
+
+
+def test_curl_commands_of_pages_and_help_are_answered(folder, server):
+    pages = [(ROOT / "docs/service.md").read_text(), (SOURCE / "README.md").read_text()]
+    bodies = [CURL.findall(text) for text in (*pages, run(folder / "build/cpp_service", "--help"))]
+    assert [len(found) for found in bodies] == [2, 1, 1]
+    as_curl = {"Content-Type": "application/x-www-form-urlencoded"}
+    long = json.dumps({"prompt": [5] * 1900, "max_tokens": 1, "user": "x" * 9000})
+    for body in (*itertools.chain(*bodies), long):
+        answer = server.client.post("/v1/completions", content=body, headers=as_curl)
+        assert answer.status_code == 200, answer.text
+        if json.loads(body).get("stream"):
+            assert answer.text.endswith("data: [DONE]\n\n")
+        else:
+            assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 def failure(folder, *options, **where):

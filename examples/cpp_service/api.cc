@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "api.h"
 
+#include <charconv>
 #include <functional>
+#include <limits>
 #include <map>
 #include <random>
+#include <utility>
 
 #include "treespec/error.h"
 
@@ -71,6 +74,25 @@ std::vector<std::string> read_stop(const json& value) {
   return stop;
 }
 
+/// As OpenAI has it: an object from token ids to what is added to their logits.
+std::vector<std::pair<int32_t, double>> read_logit_bias(const json& value, int32_t vocab_size) {
+  constexpr double kMost = 100;
+  if (!value.is_object()) refuse("logit_bias", "be an object", value);
+  std::vector<std::pair<int32_t, double>> biases;
+  for (const auto& [name, bias] : value.items()) {
+    int32_t id = -1;
+    std::from_chars(name.data(), name.data() + name.size(), id);
+    if (id < 0 || id >= vocab_size || std::to_string(id) != name) {
+      refuse("logit_bias", "name token ids in [0, " + std::to_string(vocab_size) + ")", name);
+    }
+    if (!bias.is_number() || bias < -kMost || bias > kMost) {
+      refuse("logit_bias", "have numbers in [-100, 100]", bias);
+    }
+    biases.emplace_back(id, bias.get<double>());
+  }
+  return biases;
+}
+
 void read_stream_options(const json& value, CompletionRequest& request) {
   if (!value.is_object()) refuse("stream_options", "be an object", value);
   for (const auto& [name, option] : value.items()) {
@@ -102,6 +124,17 @@ Reader number(double treespec::SamplingParams::* member) {
   };
 }
 
+/// Narrower than what the core takes: no client may make a logit overflow.
+Reader bounded(double treespec::SamplingParams::* member, double least, double most) {
+  return [=, read = number(member)](const std::string& field, const json& value,
+                                    const ApiLimits& limits, CompletionRequest& request) {
+    if (value.is_number() && (value < least || value > most)) {
+      refuse(field, "be in [" + shown(least) + ", " + shown(most) + "]", value);
+    }
+    read(field, value, limits, request);
+  };
+}
+
 /// Every field there is. Those of OpenAI that are missing here would change the answer, and an
 /// answer to another question is worse than none.
 const std::map<std::string, Reader>& readers() {
@@ -129,9 +162,13 @@ const std::map<std::string, Reader>& readers() {
       {"temperature", number(&Params::temperature)},
       {"top_p", number(&Params::top_p)},
       {"min_p", number(&Params::min_p)},
-      {"presence_penalty", number(&Params::presence_penalty)},
-      {"frequency_penalty", number(&Params::frequency_penalty)},
-      {"repetition_penalty", number(&Params::repetition_penalty)},
+      {"presence_penalty", bounded(&Params::presence_penalty, -2, 2)},
+      {"frequency_penalty", bounded(&Params::frequency_penalty, -2, 2)},
+      {"repetition_penalty", bounded(&Params::repetition_penalty, 0.01, 100)},
+      {"logit_bias",
+       [](auto&, auto& value, auto& limits, auto& request) {
+         request.sampling.logit_bias = read_logit_bias(value, limits.vocab_size);
+       }},
       {"top_k",
        [](auto& field, auto& value, auto&, auto& request) {
          set_sampling(field, request, &Params::top_k, read_int(field, value, 0));

@@ -9,6 +9,8 @@ namespace {
 
 class Writer {
  public:
+  Writer() { out_.precision(15); }  // a sum of months still shows a millisecond
+
   /// The head of a family; its samples follow.
   void family(const std::string& name, const char* type, const char* help) {
     name_ = "treespec_" + name;

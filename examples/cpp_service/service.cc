@@ -164,8 +164,9 @@ class Service::Answer {
     }
     completion_.completion_tokens = result.token_ids.size();
     completion_.stats = result.stats;
-    service_.metrics_.count_request(why == "disconnected" ? kHungUp : 200,
-                                    completion_.finish_reason);
+    const bool hung_up = why == "disconnected";  // perhaps with the last token
+    service_.metrics_.count_request(hung_up ? kHungUp : 200,
+                                    hung_up ? why : completion_.finish_reason);
     service_.metrics_.count_answer(prompt_.size(), result.token_ids.size(), result.stats, age());
   }
 
@@ -251,6 +252,7 @@ void Service::complete(const httplib::Request& request, const std::string& body,
     return;
   }
   response.set_header("Cache-Control", "no-cache");
+  response.set_header("X-Accel-Buffering", "no");  // nginx would hold events back
   response.set_chunked_content_provider(
       "text/event-stream",
       [answer](size_t, httplib::DataSink& sink) { return answer->stream(sink); });
