@@ -268,6 +268,35 @@ def test_python_code_of_the_page_runs(path):
     assert printed.strip() == str(treespec.tree_positions(tree, 100).tolist())
 
 
+RUST_MAIN = """
+fn main() {
+    let mut builder: *mut Builder = std::ptr::null_mut();
+    unsafe {
+        let unknown = c"fir".as_ptr();
+        assert!(treespec_builder_create(unknown, std::ptr::null(), &mut builder) < 0);
+        assert!(builder.is_null());
+        println!("{}", std::ffi::CStr::from_ptr(treespec_last_error()).to_str().unwrap());
+        let known = c"opt_tree".as_ptr();
+        assert!(treespec_builder_create(known, std::ptr::null(), &mut builder) == 0);
+        treespec_builder_free(builder);
+        println!("{} {}", treespec_abi_version(), std::mem::size_of::<Rows>());
+    }
+}
+"""
+
+
+def test_rust_code_of_the_page_calls_the_library(path, tmp_path):
+    if shutil.which("rustc") is None:
+        pytest.skip("there is no rustc")
+    [code] = page_blocks("rust")
+    (tmp_path / "main.rs").write_text(code + RUST_MAIN)
+    link = [f"-Clink-arg={path}", f"-Clink-arg=-Wl,-rpath,{path.parent}"]
+    run("rustc", "--edition=2021", *link, tmp_path / "main.rs", "-o", tmp_path / "main")
+    refusal, found = run(tmp_path / "main").splitlines()
+    assert "fir" in refusal and "opt_tree" in refusal
+    assert found == f"{ABI} {ctypes.sizeof(Rows)}"
+
+
 @pytest.mark.skipif(IS_EDITABLE, reason="an editable install has no CMake package")
 def test_a_cmake_project_in_c_alone_links_the_package(tmp_path):
     (tmp_path / "main.c").write_text(page_blocks("c")[0])

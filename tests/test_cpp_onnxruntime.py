@@ -204,3 +204,43 @@ def test_what_a_component_lacks_is_said_when_the_package_is_looked_for(cmake_dir
     bare = "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF"
     assert "set ONNXRUNTIME_ROOT to" in refusal(cmake_dir, tmp_path, "onnxruntime", bare)
     assert "treespec has no component teapot" in refusal(cmake_dir, tmp_path, "teapot")
+    for version in (None, (10, 14)):
+        root = f"-DTensorRT_ROOT={tensorrt_in_name(tmp_path / 'old', version)}"
+        message = refusal(cmake_dir, tmp_path, "tensorrt", bare, root)
+        assert "TensorRT 10.15 or later was not found: set TensorRT_ROOT to" in message
+
+
+def tensorrt_in_name(root, version):
+    """A folder with what CMake looks for; None: without."""
+    if version is not None:
+        for folder in ("include", "lib"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / "include/NvInfer.h").touch()
+        (root / "lib/libnvinfer.so").touch()
+        names = zip(("MAJOR", "MINOR", "PATCH"), (*version, 0), strict=True)
+        lines = [f"#define TRT_{name}_ENTERPRISE {number}\n" for name, number in names]
+        (root / "include/NvInferVersion.h").write_text("".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("version", [(10, 15), (11, 1)])
+def test_both_components_are_found_together(cmake_dir, tmp_path, version):
+    if not os.environ.get("ONNXRUNTIME_ROOT"):
+        pytest.skip("ONNXRUNTIME_ROOT must name a folder with ONNX Runtime's headers and library")
+    options = (f"-DTensorRT_ROOT={tensorrt_in_name(tmp_path / 'trt', version)}",)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(service LANGUAGES CXX)\n"
+        "find_package(treespec CONFIG REQUIRED COMPONENTS onnxruntime tensorrt)\n"
+        "get_target_property(links treespec::tensorrt LINK_LIBRARIES)\n"
+        'message(STATUS "tensorrt links ${links}")\n'
+    )
+    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", *options]
+    words = [str(word) for word in (*command, f"-Dtreespec_DIR={cmake_dir}")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "set(TREESPEC_WITH_CUDA ON)" in (cmake_dir / "treespecConfig.cmake").read_text():
+        assert done.returncode == 0, done.stderr
+        assert "TensorRT::nvinfer" in done.stdout
+    else:
+        message = " ".join(done.stderr.split())
+        assert done.returncode != 0
+        assert "CUDA toolkit was not found" in message or "was built without CUDA" in message

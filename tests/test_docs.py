@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import os
@@ -204,6 +205,25 @@ def test_command_lines_are_understood(line):
     name, *arguments = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(build_app()).commands[name]
     command.make_context(name, arguments)  # parses and checks, runs nothing
+
+
+def test_every_option_of_the_export_is_on_its_page():
+    from treespec.cli import build_app
+
+    command = typer.main.get_command(build_app()).commands["export"]
+    page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    for option in command.params:
+        names = (*option.opts, *option.secondary_opts)
+        assert any(name in page for name in names) or "--debug" in names, names
+
+
+@pytest.mark.parametrize("backend", ["onnx", "tensorrt"])
+def test_every_option_of_a_backend_is_on_its_page(backend):
+    from treespec.backends import BACKENDS
+
+    page = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    names = [field.name for field in dataclasses.fields(BACKENDS[backend]()[1])]
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def modules():
