@@ -104,7 +104,7 @@ struct GrowLayer {
   static constexpr int kHeld = (kMostDrafted + 1 + kThreads - 1) / kThreads;
 
   LayerOptions options;
-  float log_width_ratio;
+  float log_floor, log_width_ratio;
   ListSource lists;
   Trees trees;
   void* workspace;
@@ -137,7 +137,7 @@ struct GrowLayer {
   /// What candidates have to reach.
   struct Limit {
     uint64_t word = UINT64_MAX;
-    float score = kImpossible;  // of width_ratio
+    float score = kImpossible;  // of floor and width_ratio
     TREESPEC_DEVICE void lower(uint64_t to) { word = to < word ? to : word; }
   };
 
@@ -157,6 +157,7 @@ struct GrowLayer {
     if (simt::thread() == 0) *m.count = num_kept;
     simt::sync_block();
     Limit limit;
+    limit.score = log_floor;
     if (num_kept == wanted) limit.word = m.item[num_kept - 1].word;
     const bool variable = options.width_ratio > 0.0 && num_calls > 1;
     if (variable) limit.score = best_child(m, s, source, limit, frontier_size) + log_width_ratio;
@@ -337,7 +338,7 @@ struct GrowLayer {
                                  int32_t num_calls, bool variable, int b) const {
     const FrontierView out = FrontierView::of_sequence(frontier, b);
     const bool full = count == wanted;
-    const uint32_t theta = full ? s.kept[count - 1].magnitude : kInfinite;
+    const uint32_t theta = full ? s.kept[count - 1].magnitude : shared::magnitude_of(log_floor);
     const int32_t most = variable || options.width > out.max_nodes ? out.max_nodes : options.width;
     const int32_t handed = *s.num_handed;
     const double expected_before = *s.expected;
@@ -420,6 +421,11 @@ int32_t capacity_for(int32_t max_nodes, int32_t width) {
   return capacity;
 }
 
+/// Of a probability that is 0 where it bounds nothing.
+float log_or_lowest(double bound) {
+  return bound > 0.0 ? static_cast<float>(shared::log_unit(bound)) : kImpossible;
+}
+
 void check_options(const char* who, const LayerOptions& options, const Trees& trees,
                    const Frontier& frontier) {
   TREESPEC_CHECK(options.max_depth >= 0 && options.max_calls >= 0 && options.width >= 1, who,
@@ -431,6 +437,9 @@ void check_options(const char* who, const LayerOptions& options, const Trees& tr
                      (options.width_ratio == 0.0 || !options.constant_growth),
                  who, ": width_ratio must be in [0, 1], and 0 with constant growth, got ",
                  options.width_ratio);
+  TREESPEC_CHECK(options.floor >= 0.0 && options.floor < 1.0 &&
+                     (options.floor == 0.0 || options.width_ratio == 0.0),
+                 who, ": floor must be in [0, 1), and 0 with a width_ratio, got ", options.floor);
   const int32_t widest = options.width_ratio > 0.0 ? trees.max_nodes - 1
                                                    : std::min(options.width, trees.max_nodes - 1);
   TREESPEC_CHECK(frontier.max_nodes >= std::max(widest, 1), who,
@@ -462,13 +471,11 @@ void grow_layer(Stream stream, const LayerOptions& options, const ListSource& li
   if (lists.kind != SourceKind::kExpander) {
     bounded.max_depth = std::min(options.max_depth, lists.depth);
   }
-  const double ratio = options.width_ratio;
-  const float log_ratio = ratio > 0.0 ? static_cast<float>(shared::log_unit(ratio)) : 0.0f;
   const auto bytes_each = static_cast<int64_t>(Sequence::bytes(trees.max_nodes));
   const int32_t capacity = capacity_for(trees.max_nodes, std::min(lists.width, options.width));
   simt::launch(stream, {trees.batch, 1, GrowLayer::Shared::bytes(capacity, trees.max_nodes)},
-               GrowLayer{bounded, log_ratio, lists, trees, workspace, bytes_each, frontier, status,
-                         capacity});
+               GrowLayer{bounded, log_or_lowest(options.floor), log_or_lowest(options.width_ratio),
+                         lists, trees, workspace, bytes_each, frontier, status, capacity});
 }
 
 void finish_layers(Stream stream, const BuildRequest& request, const void* workspace,

@@ -7,6 +7,7 @@
 
 #include "block_reduce.cuh"
 #include "block_sort.cuh"
+#include "builders/calibration.cuh"
 #include "builders/check_build.h"
 #include "builders/frontier.cuh"
 #include "builders/pack_laws.cuh"
@@ -221,7 +222,8 @@ struct TakeDraws {
     node.num_known = known;
   }
 
-  /// Values of slots: what the draws before have left of the node's mass; returns how many count.
+  /// Values of slots: what the draws before have left of the node's mass, or what a calibration
+  /// makes of the draws; returns how many count.
   TREESPEC_DEVICE int32_t value_draws(const Slots& slots, int32_t place, int32_t list, int32_t size,
                                       int32_t budget, Law::Shared& s) const {
     uint64_t total = 0;
@@ -233,6 +235,7 @@ struct TakeDraws {
     const auto part = [&](uint64_t mass) {
       return first * (static_cast<double>(mass) / static_cast<double>(total));
     };
+    const bool is_calibrated = options.calibration.num_points > 0;
     const int32_t most = smaller(size, smaller(layout.num_draws, budget));
     const int64_t row = int64_t{slots.node[place].row} * layout.num_draws;
     uint64_t drawn = 0, known = 0;
@@ -242,17 +245,41 @@ struct TakeDraws {
       const auto at = there ? static_cast<int32_t>(s.arrival[j].place) : 0;
       const uint64_t share = there ? static_cast<uint64_t>(shared::to_fixed(s.prob[at])) : 0;
       const auto sum = simt::block_prefix_sum<kThreads>(share, s.scratch);
-      const double value = there ? part(total - (drawn + sum.before)) : 0.0;
-      if (value > 0.0 && value >= least) {
+      const uint64_t rest = total - (drawn + sum.before);
+      const double value = is_calibrated ? first : part(rest);  // the chain will lower it
+      if (there && value > 0.0 && value >= least) {
         slots.value[row + j] = value;
-        slots.child_value[row + j] = part(share);
+        slots.child_value[row + j] = is_calibrated ? accepted(share, rest) : part(share);
         slots.entry[row + j] = list + Law::rank_at(s, at);
         ++known;
       }
       drawn += sum.total;
     }
     known = simt::block_reduce<kThreads>(known, uint64_t{0}, simt::Sum{}, s.scratch);
-    return static_cast<int32_t>(known);
+    const auto count = static_cast<int32_t>(known);
+    return is_calibrated ? chain_values(slots, row, first, least, count) : count;
+  }
+
+  /// Acceptance of a draw by its probability among what was left.
+  TREESPEC_DEVICE double accepted(uint64_t share, uint64_t rest) const {
+    const double r = static_cast<double>(share) / static_cast<double>(rest);
+    return shared::calibrated(points_of(options.calibration), options.calibration.num_points, r);
+  }
+  /// From acceptances, which stand where the values of children will be, to values: a draw that is
+  /// looked at with chance v leaves v * a to its child and v * (1 - a) to the next draw. A product
+  /// of rounded factors has an order, so that one thread goes along it.
+  TREESPEC_DEVICE static int32_t chain_values(const Slots& slots, int64_t row, double first,
+                                              double least, int32_t count) {
+    if (simt::thread() != 0) return 0;
+    double value = first;
+    int32_t j = 0;
+    for (; j < count && value > 0.0 && value >= least; ++j) {
+      const double a = slots.child_value[row + j];
+      slots.value[row + j] = value;
+      slots.child_value[row + j] = value * a;
+      value *= 1.0 - a;
+    }
+    return j;
   }
   static TREESPEC_DEVICE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 };
@@ -568,6 +595,7 @@ void check_slots(const char* who, const SlotOptions& options, const Trees& trees
                  const Frontier& frontier) {
   check_trees(who, trees);
   TREESPEC_CHECK(options.max_depth >= 0, who, ": max_depth must be >= 0, got ", options.max_depth);
+  check_calibration(who, options.calibration);
   TREESPEC_CHECK(frontier.max_nodes >= std::max(1, trees.max_nodes - 1), who,
                  ": frontier.max_nodes must be at least trees.max_nodes - 1, got ",
                  frontier.max_nodes);

@@ -36,7 +36,7 @@ class DySpecThreshold final : public TreeBuilder {
  private:
   int32_t max_depth_;
   double threshold_;  // 0: one over the node budget
-  OptionTable calibration_;
+  Calibration calibration_;
 };
 
 }  // namespace

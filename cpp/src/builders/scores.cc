@@ -8,7 +8,7 @@
 #include "builders/row_law.h"
 #include "row_ops.h"
 #include "shared/fixed_point.hd.h"
-#include "shared/math.hd.h"
+#include "shared/ranking.hd.h"
 
 namespace treespec {
 namespace {
@@ -17,28 +17,19 @@ constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-OptionTable read_calibration(std::string_view builder, OptionReader& reader) {
-  OptionTable table = reader.table("calibration", 0.0, 1.0);
-  double q = 0.0, a = 0.0;
-  for (const auto& point : table) {
-    TREESPEC_CHECK(point.size() == 2 && point[0] > q && point[1] >= a, builder,
+Calibration read_calibration(std::string_view builder, OptionReader& reader) {
+  Calibration calibration;
+  shared::CalibrationPoint before{0.0, 0.0};
+  for (const auto& row : reader.table("calibration", 0.0, 1.0)) {
+    TREESPEC_CHECK(row.size() == 2 && row[0] > before.probability && row[1] >= before.acceptance,
+                   builder,
                    ": calibration must be pairs (probability, acceptance), the first rising, the "
                    "second not falling, got a row that starts with ",
-                   point[0], " after ", q, ", ", a);
-    q = point[0];
-    a = point[1];
+                   row[0], " after ", before.probability, ", ", before.acceptance);
+    before = {row[0], row[1]};
+    calibration.push_back(before);
   }
-  return table;
-}
-
-double calibrated(const OptionTable& calibration, double q) {
-  double q0 = 0.0, a0 = 0.0;
-  for (const auto& point : calibration) {
-    if (q <= point[0]) return a0 + (point[1] - a0) * ((q - q0) / (point[0] - q0));
-    q0 = point[0];
-    a0 = point[1];
-  }
-  return a0;
+  return calibration;
 }
 
 ScoreOptions read_score_options(std::string_view builder, OptionReader& reader) {
@@ -63,15 +54,10 @@ CandidateRow Scorer::scored(CandidateRow row) {
 
 void Scorer::sharpen(int32_t size, float top) {
   const double inverse = 1.0 / options_.temperature;
-  for (int32_t k = 0; k < size; ++k) {
-    // Relative to the top first: no temperature, however small, can lose the likeliest token.
-    const double relative = static_cast<double>(score_[k]) - static_cast<double>(top);
-    score_[k] = static_cast<float>(relative * inverse);
-  }
+  for (int32_t k = 0; k < size; ++k) score_[k] = shared::tempered(score_[k], top, inverse);
   row::exp_row(score_.data(), size, weight_.data());
   const double mass = shared::from_raw_fixed(row::raw_fixed_sum(weight_.data(), size));
-  // mass may exceed 1, so ln(mass) = -ln(1 / mass)
-  const double log_normaliser = -shared::log_unit(1.0 / mass);
+  const double log_normaliser = shared::log_mass(mass);
   for (int32_t k = 0; k < size; ++k) {
     score_[k] = static_cast<float>(static_cast<double>(score_[k]) - log_normaliser);
   }
@@ -103,10 +89,8 @@ void Scorer::calibrate(int32_t size) {
 }
 
 float Scorer::calibrated_score(float logprob) const {
-  const double q = shared::exp_nonpositive(std::min(static_cast<double>(logprob), 0.0));
-  const double a = calibrated(options_.calibration, q);
-  return a >= std::numeric_limits<double>::min() ? static_cast<float>(shared::log_unit(a))
-                                                 : kImpossible;
+  const Calibration& points = options_.calibration;
+  return shared::calibrated_score(points.data(), static_cast<int32_t>(points.size()), logprob);
 }
 
 float Scorer::least_logprob(float score) const {
@@ -115,12 +99,12 @@ float Scorer::least_logprob(float score) const {
   if (score == kImpossible) return kImpossible;
   const double wanted = std::exp(static_cast<double>(score) - kMargin);
   double q0 = 0.0, a0 = 0.0;
-  for (const auto& point : options_.calibration) {
-    if (point[1] >= wanted) {
-      const double q = q0 + (point[0] - q0) * ((wanted - a0) / (point[1] - a0));
+  for (const auto& [q1, a1] : options_.calibration) {
+    if (a1 >= wanted) {
+      const double q = q0 + (q1 - q0) * ((wanted - a0) / (a1 - a0));
       return static_cast<float>(std::log(q) - kMargin);
     }
-    q0 = point[0], a0 = point[1];
+    q0 = q1, a0 = a1;
   }
   return static_cast<float>(std::log(q0) - kMargin);
 }

@@ -8,22 +8,27 @@
 #include <vector>
 
 #include "builders/options.h"
+#include "shared/scores.hd.h"
 #include "treespec/source.h"
 
 namespace treespec {
 
-/// Reads `calibration`: rows (q, a) of draft probability and measured acceptance, both in [0, 1], q
-/// rising, a not falling. Empty when not given.
-OptionTable read_calibration(std::string_view builder, OptionReader& reader);
-/// Acceptance of a token of draft probability q in (0, 1]: piecewise linear from (0, 0), flat after
-/// the last row.
-double calibrated(const OptionTable& calibration, double q);
+/// Draft probabilities and measured acceptances, both in [0, 1], the first rising, the second not
+/// falling.
+using Calibration = std::vector<shared::CalibrationPoint>;
+
+/// Reads `calibration`. Empty when not given.
+Calibration read_calibration(std::string_view builder, OptionReader& reader);
+/// Acceptance of a token of draft probability q in (0, 1].
+inline double calibrated(const Calibration& calibration, double q) {
+  return shared::calibrated(calibration.data(), static_cast<int32_t>(calibration.size()), q);
+}
 
 struct ScoreOptions {
   /// Scores are log_softmax(logprob / temperature) over the candidates.
   double temperature = 1.0;
   /// Applied after the temperature; empty: acceptance is the draft probability.
-  OptionTable calibration;
+  Calibration calibration;
 
   bool plain() const { return temperature == 1.0 && calibration.empty(); }
 };

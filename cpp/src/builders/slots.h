@@ -16,7 +16,7 @@ struct SlotOptions {
   double threshold = 0.0;  ///< slots of a lower value are not drawn
   bool lazy = false;       ///< one drafter call per expanded node, when its turn comes
   /// Acceptance of a draw by its probability among the tokens that were left; empty: the same.
-  OptionTable calibration;
+  Calibration calibration;
 };
 
 /// The `node_budget` slots of largest value: value down, depth up, parent up, draw index up. The

@@ -2,6 +2,7 @@
 #include "ops.h"
 #include "structs.h"
 #include "treespec/device/candidates.h"
+#include "treespec/device/scores.h"
 
 namespace treespec::python::device_ops {
 namespace {
@@ -46,6 +47,33 @@ void link_transitions(uintptr_t stream, const py::object& lists, const py::objec
   device::link_transitions(stream_of(stream), from, owners, to);
 }
 
+/// Any lists that device::ListSource can be, as arrays that may be written.
+device::TransitionLists linked_of(DeviceCall& call, const char* name, const py::object& lists) {
+  const bool linked = !py::getattr(lists, "next", py::none()).is_none();
+  const char* axes = linked ? "BDRK" : "BDK";
+  device::TransitionLists out;
+  out.token = call.field<int32_t>(name, lists, "token", axes);
+  out.logprob = call.field<float>(name, lists, "logprob", axes);
+  out.next = call.optional_field<int32_t>(name, lists, "next", axes);
+  out.batch = call.size('B');
+  out.depth = call.size('D');
+  out.num_rows = linked ? call.size('R') : 1;
+  out.width = call.size('K');
+  return out;
+}
+
+void score_lists(uintptr_t stream, const py::object& rule, const py::object& lists,
+                 const py::object& scored) {
+  DeviceCall call("score_lists");
+  device::ScoreRule by;
+  by.temperature = attribute_or(rule, "temperature", by.temperature);
+  by.calibration = calibration_of(call, "rule", rule);
+  const device::TransitionLists from = linked_of(call, "lists", lists);
+  const device::TransitionLists to = linked_of(call, "scored", scored);
+  const py::gil_scoped_release release;
+  device::score_lists(stream_of(stream), by, from, to);
+}
+
 }  // namespace
 
 void bind_candidates(py::module_& m) {
@@ -64,6 +92,12 @@ token 0 and log-probability -inf.)");
 
 lists: token and logprob [B, 1 + (D - 1) * R, K], the root's list first; owner [B, D - 1, R]: the
 token below which a list stands, negative for none. D = 1 does not read it.)");
+  m.def("score_lists", &score_lists, py::arg("stream"), py::arg("rule"), py::arg("lists"),
+        py::arg("scored"),
+        R"(Writes scored.token, scored.logprob and scored.next, in the shapes of lists.
+
+rule: temperature, calibration (float64 [points, 2]). lists: [B, D, K], or [B, D, R, K] with next;
+they may be written to themselves.)");
 }
 
 }  // namespace treespec::python::device_ops

@@ -135,7 +135,7 @@ void begin(uintptr_t stream, const py::object& options, int32_t list_width,
   const device::Frontier nodes = frontier_of(call, frontier);
   void* memory = drawn_workspace<Family>(call, workspace, to, list_width);
   uint32_t* word = status_of(call, status);
-  const auto with = Family::options(options);
+  const auto with = Family::options(call, options);
   const py::gil_scoped_release release;
   Family::begin(stream_of(stream), with, list_width, wanted, to, memory, nodes, word);
 }
@@ -151,14 +151,14 @@ void grow(uintptr_t stream, const py::object& options, const py::object& key,
   const device::Frontier nodes = frontier_of(call, frontier);
   void* memory = drawn_workspace<Family>(call, workspace, to, from.width);
   uint32_t* word = status_of(call, status);
-  const auto with = Family::options(options);
+  const auto with = Family::options(call, options);
   const py::gil_scoped_release release;
   Family::grow(stream_of(stream), with, keys, from, to, memory, nodes, word);
 }
 
 // --- paths ---------------------------------------------------------------------------------------
 
-device::PathOptions path_options(const py::object& options) {
+device::PathOptions path_options(DeviceCall& /*call*/, const py::object& options) {
   device::PathOptions out;
   out.num_paths = attribute_or(options, "num_paths", out.num_paths);
   out.trunk = attribute_or(options, "trunk", out.trunk);
@@ -206,10 +206,11 @@ options: num_paths, trunk, branch, rollouts, max_depth.)");
 
 // --- slots ---------------------------------------------------------------------------------------
 
-device::SlotOptions slot_options(const py::object& options) {
+device::SlotOptions slot_options(DeviceCall& call, const py::object& options) {
   device::SlotOptions out;
   out.max_depth = attribute_or(options, "max_depth", out.max_depth);
   out.threshold = attribute_or(options, "threshold", out.threshold);
+  out.calibration = calibration_of(call, "options", options);
   return out;
 }
 
@@ -242,7 +243,8 @@ void bind_slots(py::module_& m) {
         py::arg("status"),
         R"(Builders "dyspec" and "dyspec_threshold": starts with the frontier [root].
 
-options: max_depth, threshold. The frontier needs room for M - 1 nodes.)");
+options: max_depth, threshold, calibration (float64 [points, 2]). The frontier needs room for M - 1
+nodes.)");
   m.def("grow_slots", &grow<Slots>, py::arg("stream"), py::arg("options"), py::arg("key"),
         py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"), "Draws slots; key and lists as for grow_shape.");

@@ -26,6 +26,7 @@ device::LayerOptions layer_options(const py::object& options) {
   out.max_calls = attribute_or(options, "max_calls", out.max_calls);
   out.width = attribute_or(options, "width", out.width);
   out.threshold = attribute_or(options, "threshold", out.threshold);
+  out.floor = attribute_or(options, "floor", out.floor);
   out.width_ratio = attribute_or(options, "width_ratio", out.width_ratio);
   out.constant_growth = attribute_or(options, "constant_growth", out.constant_growth);
   return out;
@@ -88,8 +89,8 @@ request: node_budget [B], root_token [B] or None.)");
         py::arg("trees"), py::arg("workspace"), py::arg("frontier"), py::arg("status"),
         R"(Builders "opt_tree" and "eagle2": starts with the frontier [root].
 
-options: max_depth, max_calls, width, threshold, width_ratio, constant_growth. frontier: num_nodes
-[B]; index, parent, token, depth and state [B, F].)");
+options: max_depth, max_calls, width, threshold, floor, width_ratio, constant_growth. frontier:
+num_nodes [B]; index, parent, token, depth and state [B, F].)");
   m.def(
       "grow_layer", &grow_layer, py::arg("stream"), py::arg("options"), py::arg("lists"),
       py::arg("trees"), py::arg("workspace"), py::arg("frontier"), py::arg("status"),

@@ -31,6 +31,12 @@ device::Trees whole_trees(DeviceCall& call, const py::object& trees) {
   return out;
 }
 
+device::Calibration calibration_of(DeviceCall& call, const char* name, const py::object& value) {
+  call.set_size('2', 2);
+  const auto* point = call.optional_field<const double>(name, value, "calibration", "P2");
+  return {point != nullptr ? call.size('P') : 0, point};
+}
+
 device::ListSource lists_of(DeviceCall& call, const py::object& lists) {
   const auto kind = attribute_or<std::string>(lists, "kind", "");
   device::ListSource out;

@@ -19,6 +19,9 @@ device::Trees drawn_trees(DeviceCall& call, const py::object& trees);
 /// Every array of `trees`.
 device::Trees whole_trees(DeviceCall& call, const py::object& trees);
 
+/// Attribute `calibration` of `value`: pairs of float64 `[points, 2]`, or None.
+device::Calibration calibration_of(DeviceCall& call, const char* name, const py::object& value);
+
 /// Lists with a `kind`, a name of source_name.
 device::ListSource lists_of(DeviceCall& call, const py::object& lists);
 device::BuildRequest request_of(DeviceCall& call, const py::object& request);

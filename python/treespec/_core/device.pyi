@@ -10,7 +10,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
+__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'score_lists', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
 class KvCache:
     """
     KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
@@ -45,8 +45,8 @@ def begin_layers(stream: typing.SupportsInt | typing.SupportsIndex, options: typ
     """
     Builders "opt_tree" and "eagle2": starts with the frontier [root].
     
-    options: max_depth, max_calls, width, threshold, width_ratio, constant_growth. frontier: num_nodes
-    [B]; index, parent, token, depth and state [B, F].
+    options: max_depth, max_calls, width, threshold, floor, width_ratio, constant_growth. frontier:
+    num_nodes [B]; index, parent, token, depth and state [B, F].
     """
 def begin_paths(stream: typing.SupportsInt | typing.SupportsIndex, options: typing.Any, list_width: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
     """
@@ -64,7 +64,8 @@ def begin_slots(stream: typing.SupportsInt | typing.SupportsIndex, options: typi
     """
     Builders "dyspec" and "dyspec_threshold": starts with the frontier [root].
     
-    options: max_depth, threshold. The frontier needs room for M - 1 nodes.
+    options: max_depth, threshold, calibration (float64 [points, 2]). The frontier needs room for M - 1
+    nodes.
     """
 def build_best_first(stream: typing.SupportsInt | typing.SupportsIndex, lists: typing.Any, max_depth: typing.SupportsInt | typing.SupportsIndex, request: typing.Any, trees: typing.Any, status: typing.Any) -> None:
     """
@@ -142,6 +143,13 @@ def rank_candidates(stream: typing.SupportsInt | typing.SupportsIndex, logits: t
 def rank_candidates_workspace_bytes(num_rows: typing.SupportsInt | typing.SupportsIndex, vocab_size: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     num_rows: B * R.
+    """
+def score_lists(stream: typing.SupportsInt | typing.SupportsIndex, rule: typing.Any, lists: typing.Any, scored: typing.Any) -> None:
+    """
+    Writes scored.token, scored.logprob and scored.next, in the shapes of lists.
+    
+    rule: temperature, calibration (float64 [points, 2]). lists: [B, D, K], or [B, D, R, K] with next;
+    they may be written to themselves.
     """
 def sequence_ids(stream: typing.SupportsInt | typing.SupportsIndex, trees: typing.Any, offset: typing.Any, id: typing.Any, status: typing.Any) -> None:
     """

@@ -118,10 +118,74 @@ class DeviceTables {
   }
   const device::ListSource& view() const { return view_; }
 
+  /// Makes the log-probabilities scores.
+  void score(const device::ScoreRule& rule, int32_t batch) {
+    const bool marginals = view_.kind == SourceKind::kMarginals;
+    const device::TransitionLists lists{batch,
+                                        view_.depth,
+                                        view_.num_rows,
+                                        view_.width,
+                                        token_.data(),
+                                        logprob_.data(),
+                                        marginals ? nullptr : next_.data()};
+    device::score_lists({}, rule, lists, lists);
+  }
+
  private:
   DeviceArray<int32_t> token_, next_;
   DeviceArray<float> logprob_;
   device::ListSource view_;
+};
+
+/// A random calibration, on both sides; often one that admits nothing below its first point.
+class DeviceCalibration {
+ public:
+  DeviceCalibration(std::mt19937& random, int32_t num_points) : point_(points(random, num_points)) {
+    view_ = {num_points, point_.data()};
+  }
+  const device::Calibration& view() const { return view_; }
+  OptionTable option() const {
+    OptionTable rows;
+    const std::vector<double> values = point_.to_host();
+    for (size_t i = 0; i < values.size(); i += 2) rows.push_back({values[i], values[i + 1]});
+    return rows;
+  }
+
+ private:
+  static std::vector<double> points(std::mt19937& random, int32_t num_points) {
+    std::uniform_real_distribution<double> uniform(0.0, 1.0);
+    std::vector<double> values;
+    double q = 0.0, a = 0.0;
+    for (int32_t i = 0; i < num_points; ++i) {
+      q += (1.0 - q) * (0.01 + 0.9 * uniform(random));
+      if (i > 0 || below(random, 3) > 0) a += (1.0 - a) * uniform(random);
+      values.insert(values.end(), {q, a});
+    }
+    return values;
+  }
+
+  DeviceArray<double> point_;
+  device::Calibration view_;
+};
+
+/// Random scores: the drafter's own, by a temperature, by a calibration, or by both.
+class DeviceScores {
+ public:
+  explicit DeviceScores(std::mt19937& random)
+      : calibration_(random, below(random, 2) == 0 ? 0 : 1 + below(random, 6)) {
+    constexpr double kTemperatures[] = {1e-6, 0.1, 0.7, 3.0, 1e6};
+    if (below(random, 2) == 0) rule_.temperature = kTemperatures[below(random, 5)];
+    rule_.calibration = calibration_.view();
+  }
+  const device::ScoreRule& rule() const { return rule_; }
+  void add_to(BuilderOptions& options) const {
+    if (rule_.temperature != 1.0) options["score_temperature"] = rule_.temperature;
+    if (rule_.calibration.num_points > 0) options["calibration"] = calibration_.option();
+  }
+
+ private:
+  DeviceCalibration calibration_;
+  device::ScoreRule rule_;
 };
 
 /// Trees of a batch, with room for draws.

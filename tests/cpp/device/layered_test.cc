@@ -26,6 +26,11 @@ Recipe random_recipe(std::mt19937& random) {
       r.device.threshold = kThresholds[below(random, 4)];
       r.cpu["threshold"] = r.device.threshold;
     }
+    if (below(random, 2) == 0) {
+      constexpr double kFloors[] = {1e-6, 0.003, 0.1, 0.5};
+      r.device.floor = kFloors[below(random, 4)];
+      r.cpu["floor"] = r.device.floor;
+    }
     return r;
   }
   r.name = "eagle2";
@@ -69,10 +74,13 @@ void check_batch(std::mt19937& random, const Recipe& recipe, const Size& size) {
 /// Compares after every call; the rows of an expander are other ones in every call if wanted.
 void check_growth(std::mt19937& random, const Recipe& recipe, Tables tables, int32_t most,
                   int32_t room, bool new_rows) {
+  const DeviceScores scores(random);
+  BuilderOptions options = recipe.cpu;
+  scores.add_to(options);
   const SourceKind kind = tables.kind;
   const int32_t batch = tables.batch;
   const std::vector<int32_t> budget = random_budgets(random, batch, most);
-  const auto builder = make_builder(recipe.name, recipe.cpu);
+  const auto builder = make_builder(recipe.name, options);
   std::vector<std::unique_ptr<TreeGrowth>> growth;
   for (const int32_t n : budget) {
     growth.push_back(
@@ -98,7 +106,8 @@ void check_growth(std::mt19937& random, const Recipe& recipe, Tables tables, int
       growing = true;
       growth[static_cast<size_t>(b)]->supply(rows_of(tables, b, wanted));
     }
-    const DeviceTables lists(tables);
+    DeviceTables lists(tables);
+    lists.score(scores.rule(), batch);
     device::grow_layer({}, recipe.device, lists.view(), trees.view(), workspace.data(),
                        frontier.view(), status.data());
   }
@@ -180,6 +189,12 @@ void wrong_arguments_are_refused() {
   device::LayerOptions talon = eagle;
   talon.width_ratio = 0.1;
   CHECK_THROWS(InvalidArgument, begin(talon, 65, 63));
+  device::LayerOptions floored = talon;
+  floored.floor = 0.1;
+  CHECK_THROWS(InvalidArgument, begin(floored, 65, 64));
+  floored = {};
+  floored.floor = 1.0;
+  CHECK_THROWS(InvalidArgument, begin(floored, 65, 64));
   talon.constant_growth = true;
   CHECK_THROWS(InvalidArgument, begin(talon, 65, 64));
 }

@@ -4,6 +4,7 @@
 #include "treespec/device.h"
 #include "treespec/device/candidates.h"
 #include "treespec/device/kv_commit.h"
+#include "treespec/device/scores.h"
 #include "treespec/device/selector.h"
 #include "treespec/device/tree_builder.h"
 #include "treespec/device/tree_mask.h"
@@ -27,6 +28,7 @@ int main() {
   CHECK_THROWS(Unsupported, device::rank_candidates({}, {}, 1.0, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, rank_candidates_workspace_bytes(1, 1));
   CHECK_THROWS(Unsupported, device::link_transitions({}, {}, nullptr, {}));
+  CHECK_THROWS(Unsupported, device::score_lists({}, {}, {}, {}));
   CHECK_THROWS(Unsupported, build_best_first({}, {}, 1, {}, {}, nullptr));
   CHECK_THROWS(Unsupported, begin_layers({}, {}, {}, {}, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, grow_layer({}, {}, {}, {}, nullptr, {}, nullptr));

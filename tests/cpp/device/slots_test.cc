@@ -24,9 +24,11 @@ int check_batch(std::mt19937& random, int32_t most, int32_t width) {
   const std::vector<int32_t> budget = random_budgets(random, batch, most);
   const std::vector<RoundKey> keys = random_keys(random, batch);
   const int32_t max_depth = below(random, 3) == 0 ? below(random, 5) : 12;
-  device::SlotOptions options{std::min(max_depth, source_depth), 0.0};
+  const DeviceCalibration calibration(random, below(random, 2) == 0 ? 0 : 1 + below(random, 6));
+  device::SlotOptions options{std::min(max_depth, source_depth), 0.0, calibration.view()};
   const char* name = "dyspec";
   BuilderOptions cpu{{"max_depth", int64_t{max_depth}}};
+  if (options.calibration.num_points > 0) cpu["calibration"] = calibration.option();
   if (below(random, 2) == 0) {
     name = "dyspec_threshold";
     options.threshold = below(random, 2) == 0 ? -1.0 : 0.03;

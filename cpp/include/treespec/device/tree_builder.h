@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "treespec/device/scores.h"
 #include "treespec/device/trees.h"
 #include "treespec/rng.h"
 #include "treespec/source.h"
@@ -16,10 +17,10 @@ namespace treespec::device {
 /// Largest node budget of a builder on the device.
 constexpr int32_t kMostDrafted = 1024;
 
-/// Candidate lists of a batch in device memory, ranked as device::rank_candidates leaves them:
-/// logprob falls, equal ones by ascending token; tokens of a list distinct and >= 0; -inf pads.
-/// Log-probabilities above 1e-3 and NaN are reported as kNotANumber where they are read, rows and
-/// states out of range as kOutOfBounds.
+/// Candidate lists of a batch in device memory, ranked as device::rank_candidates and score_lists
+/// leave them: logprob falls, equal ones by ascending token; tokens of a list distinct and >= 0;
+/// -inf pads. Log-probabilities above 1e-3 and NaN are reported as kNotANumber where they are read,
+/// rows and states out of range as kOutOfBounds.
 struct ListSource {
   SourceKind kind = SourceKind::kMarginals;  ///< no kTrie
   int32_t depth = 0;                         ///< deepest drafted node of the tables
@@ -67,6 +68,7 @@ struct LayerOptions {
   int32_t max_calls = INT32_MAX;  ///< of the drafter
   int32_t width = INT32_MAX;      ///< most nodes expanded per call, and children taken of each
   double threshold = 0.0;         ///< stop when a layer adds no more expected acceptance than this
+  double floor = 0.0;             ///< nodes of a smaller path probability are left out; opt_tree's
   double width_ratio = 0.0;       ///< in [0, 1]; eagle2's
   bool constant_growth = false;   ///< eagle2's growth "constant"; width_ratio must be 0
 };
@@ -159,12 +161,13 @@ void finish_paths(Stream stream, int32_t list_width, const BuildRequest& request
 struct SlotOptions {
   int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
   double threshold = 0.0;         ///< slots of a lower value are not drawn; < 0: 1 / node budget
+  Calibration calibration;        ///< of a draw by its probability among the tokens that were left
 };
 
 /// As for shapes; the frontier needs room for max_nodes - 1. Always kWithoutReplacement. Equal to
-/// slot growth on the CPU without a calibration: value down, depth up, parent up, draw up. More
-/// than 4 * max_nodes nodes drawn on the way, or more slots of one value than the frontier or the
-/// last sort hold, are reported as kOutOfBounds.
+/// slot growth on the CPU: value down, depth up, parent up, draw up. More than 4 * max_nodes nodes
+/// drawn on the way, or more slots of one value than the frontier or the last sort hold, are
+/// reported as kOutOfBounds.
 /// Source: Xiong et al., "DySpec", 2024, arXiv 2410.11744; the parallel form is ours.
 size_t slots_workspace_bytes(int32_t batch, int32_t max_nodes, int32_t list_width);
 void begin_slots(Stream stream, const SlotOptions& options, int32_t list_width,
