@@ -5,7 +5,6 @@ import ctypes
 import itertools
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +61,13 @@ def random_tables(rng, batch, depth, width, rows=None):
     return token, score, links
 
 
+def lists_on(place, *arrays):
+    """Tables on a device."""
+    return device.CandidateLists(
+        *(None if a is None else torch.from_numpy(a).to(place) for a in arrays)
+    )
+
+
 def check_trees(built, expected):
     """Asserts that trees on a device have the bits of the host's, and padding behind them."""
     packed = device.Trees.pack(expected, max_nodes=built.token.shape[1], device="cpu")
@@ -82,6 +88,7 @@ BUILDS = [
     ("dtree", {"max_depth": 2}),
     ("opt_tree", {}),
     ("opt_tree", {"max_depth": 2, "threshold": 0.3}),
+    ("opt_tree", {"floor": 0.1}),
     ("eagle2", {}),
     ("eagle2", {"width": 3, "max_depth": 3}),
     ("eagle2", {"width": 4, "width_ratio": 0.3}),
@@ -92,6 +99,10 @@ BUILDS = [
     ("sequoia", {}),
     ("sequoia", {"growth_map": [0, 0, 1, 2, 2, 3]}),
     ("medusa_choices", {}),
+    ("dtree", {"score_temperature": 0.3}),
+    ("dtree", {"calibration": [[0.2, 0.1], [0.6, 0.9]]}),
+    ("opt_tree", {"calibration": [1, 1], "score_temperature": 4, "floor": 0.01}),
+    ("eagle2", {"width": 3, "score_temperature": 0.3, "calibration": [[0.3, 0], [0.9, 0.9]]}),
 ]
 
 
@@ -99,9 +110,7 @@ BUILDS = [
 @pytest.mark.parametrize(("name", "options"), BUILDS, ids=str)
 def test_trees_equal_those_of_the_core(rng, place, name, options, rows):
     arrays = random_tables(rng, batch=3, depth=4, width=6, rows=rows)
-    lists = device.CandidateLists(
-        *(None if a is None else torch.from_numpy(a).to(place) for a in arrays)
-    )
+    lists = lists_on(place, *arrays)
     for budget in (20, 37):
         status = device.new_status(3, place)
         roots = ints([4, 5, 6], place)
@@ -114,6 +123,57 @@ def test_trees_equal_those_of_the_core(rng, place, name, options, rows):
             for b, source in enumerate(sources)
         ]
         check_trees(built, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dtree", {}),
+        ("opt_tree", {"calibration": [[0.5, 0.4]]}),
+        ("eagle2", {"width": 4}),
+        ("chain", {}),
+        ("kary", {}),
+        ("medusa_choices", {}),
+    ],
+    ids=str,
+)
+def test_every_sequence_may_have_its_own_budget(rng, place, name, options):
+    token, score, _ = random_tables(rng, batch=4, depth=8, width=6)
+    own = [12, 0, 7, 1]
+    status = device.new_status(4, place)
+    built = device.build_tree(
+        name,
+        lists_on(place, token, score),
+        12,
+        budgets=ints(own, place),
+        status=status,
+        **options,
+    )
+    device.check_status(status)
+    expected = [
+        treespec.build_tree(name, treespec.Marginals(token[b], score[b]), budget, **options)
+        for b, budget in enumerate(own)
+    ]
+    check_trees(built, expected)
+    device.build_tree(
+        name, lists_on(place, token, score), 11, budgets=ints(own, place), status=status, **options
+    )
+    assert status.tolist() == [8, 0, 0, 0]
+
+
+def test_scores_leave_their_lists_alone(rng, place):
+    token, score, follow = random_tables(rng, batch=2, depth=3, width=5, rows=2)
+    lists = lists_on(place, token, score, follow)
+    scored = device.score_lists(lists, temperature=0.5)
+    for ours, before in zip(lists, (token, score, follow), strict=True):
+        np.testing.assert_array_equal(ours.cpu(), before)
+    mass = scored.logprob.exp().sum(-1)
+    torch.testing.assert_close(mass, torch.ones_like(mass))
+    assert (scored.logprob.diff(dim=-1) <= 0).all()
+    with pytest.raises(ValueError, match=r"rule.calibration must be float64 \[P, 2\], got float32"):
+        device.score_lists(lists, calibration=torch.ones(1, 2, device=place))
+    with pytest.raises(ValueError, match=r"temperature must be in \[1e-6, 1e6\], got 0"):
+        device.score_lists(lists, temperature=0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -299,111 +359,109 @@ def test_the_smallest_trees_equal_those_of_the_core(rng, place, name, budget):
 # --- drawn trees and verification -----------------------------------------------------------------
 
 
-def words(keys, place):
-    """RoundKeys as the native functions read them."""
-    return torch.tensor([[seed, row + (at << 32)] for seed, row, at in keys], device=place)
+KEYS = [(11, 0, 7), (2**64 - 1, 2**32 - 1, 9), (13, 2, 8)]  # seed, sequence_id, position
 
 
-KEYS = [(11, 0, 7), (12, 5, 9), (13, 2, 8)]  # seed, sequence_id, position
+def key_columns(place):
+    """KEYS as the functions of a batch take them: bits, whatever their sign."""
+    columns = [np.array(column, np.uint64) for column in zip(*KEYS, strict=True)]
+    names = ("seed", "sequence_id", "position")
+    signed = [columns[0].view(np.int64)]
+    signed += [column.astype(np.uint32).view(np.int32) for column in columns[1:]]
+    return {n: torch.from_numpy(c).to(place) for n, c in zip(names, signed, strict=True)}
 
 
-class Drawing:
-    """Grows drawn trees of a batch from tables, by the native functions."""
-
-    def __init__(self, lists, budget, status):
-        self.lists, self.budget, self.status = lists, budget, status
-        batch, depth, width = lists.token.shape
-        self.stream, self.width, self.depth = native.stream(lists.token), width, depth
-        self.trees = device.Trees.empty(batch, budget + 1, lists.token.device)
-        self.request = SimpleNamespace(node_budget=native.ints(lists.token, batch).fill_(budget))
-        names = ("index", "parent", "token", "depth", "state")
-        columns = {name: native.ints(lists.token, batch, budget + 1) for name in names}
-        self.frontier = SimpleNamespace(num_nodes=native.ints(lists.token, batch), **columns)
-        rows = batch * (budget + 1)
-        self.law = device.Law(
-            native.ints(lists.token, batch, budget + 1),
-            lists.logprob.new_empty(rows * width),
-            native.ints(lists.token, rows * width),
-            lists.token.new_empty(rows + 1, dtype=torch.int64),
-            vocab_size=VOCAB,
-            max_support=width,
-        )
-
-    def shape(self, parents, proposal, key):
-        ops, width = native.ops, self.width
-        shape = SimpleNamespace(parent=ints(parents, self.lists.token.device), max_depth=self.depth)
-        batch, nodes = self.trees.parent.shape
-        size = ops.shape_workspace_bytes(batch, nodes, len(parents), width, proposal)
-        workspace = native.workspace(self.lists.token, size)
-        rest = (self.trees, workspace, self.frontier, self.status)
-        ops.begin_shape(self.stream, shape, width, proposal, self.request, *rest)
-        for _ in range(self.depth):
-            ops.grow_shape(self.stream, shape, proposal, key, self.lists, *rest)
-        end = (self.request, workspace, self.trees, self.law)
-        ops.finish_shape(self.stream, shape, width, proposal, *end)
-
-    def slots(self, key, **options):
-        ops = native.ops
-        options = SimpleNamespace(max_depth=self.depth, **options)
-        size = ops.slots_workspace_bytes(*self.trees.parent.shape, self.width)
-        workspace = native.workspace(self.lists.token, size)
-        rest = (self.trees, workspace, self.frontier, self.status)
-        ops.begin_slots(self.stream, options, self.width, self.request, *rest)
-        for _ in range(self.budget):  # a call draws a slot or more
-            ops.grow_slots(self.stream, options, key, self.lists, *rest)
-        end = (self.request, workspace, self.trees, self.law, self.status)
-        ops.finish_slots(self.stream, self.width, *end)
-
-    def paths(self, key, **options):
-        ops = native.ops
-        options = SimpleNamespace(max_depth=self.depth, **options)
-        size = ops.paths_workspace_bytes(*self.trees.parent.shape, self.width)
-        workspace = native.workspace(self.lists.token, size)
-        rest = (self.trees, workspace, self.frontier, self.status)
-        ops.begin_paths(self.stream, options, self.width, self.request, *rest)
-        for _ in range(self.depth):
-            ops.grow_paths(self.stream, options, key, self.lists, *rest)
-        ops.finish_paths(self.stream, self.width, self.request, workspace, self.trees, self.law)
+DRAWN = [
+    ("chain", {"proposal": "iid"}, "token_level"),
+    ("kary", {"expansion": [3, 2], "proposal": "iid"}, "traversal"),
+    ("kary", {"proposal": "without_replacement"}, "recursive_rejection"),
+    ("sequoia", {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"}, "traversal"),
+    ("sequoia", {"proposal": "without_replacement"}, "traversal"),
+    ("top_plus_one", {}, "top_plus_one"),
+    ("top_plus_one", {"expansion": [3, 2], "max_depth": 2}, "top_plus_one"),
+    ("rollouts", {}, "spectr"),
+    ("rollouts", {"num_paths": 2, "max_depth": 3}, "khisti"),
+    ("delayed", {}, "traversal"),
+    ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, "traversal"),
+    ("dyspec", {}, "traversal"),
+    ("dyspec", {"evaluation": "lazy", "max_depth": 2}, "traversal"),
+    ("dyspec", {"calibration": [[0.2, 0.5], [0.7, 0.8]]}, "traversal"),
+    ("dyspec_threshold", {}, "traversal"),
+    ("dyspec_threshold", {"threshold": 0.05, "calibration": [[0.5, 0.6]]}, "traversal"),
+]
 
 
-DRAWN = {
-    "iid": ("kary", {"expansion": [3, 2], "proposal": "iid"}, [0, 0, 0, 1, 1, 2, 2, 3, 3]),
-    "without_replacement": (
-        "sequoia",
-        {"growth_map": [0, 0, 1, 1, 2], "proposal": "without_replacement"},
-        [0, 0, 1, 1, 2],
-    ),
-    "slots": ("dyspec_threshold", {"threshold": 0.05}, None),
-    "paths": ("delayed", {"num_paths": 3, "trunk": 1, "branch": 2}, None),
-}
-
-
-@pytest.mark.parametrize("kind", DRAWN)
-def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(rng, place, kind):
-    name, options, parents = DRAWN[kind]
-    token, score, _ = random_tables(rng, batch=3, depth=4, width=6)
-    lists = device.CandidateLists(torch.tensor(token).to(place), torch.tensor(score).to(place))
+@pytest.mark.parametrize("rows", [None, 3], ids=["marginals", "transitions"])
+@pytest.mark.parametrize(("name", "options", "verifier"), DRAWN, ids=str)
+def test_drawn_trees_and_their_verdicts_equal_those_of_the_core(
+    rng, place, name, options, verifier, rows
+):
+    arrays = random_tables(rng, batch=3, depth=4, width=6, rows=rows)
+    keys = key_columns(place)
     status = device.new_status(3, place)
-    drawing = Drawing(lists, 9, status)
-    if kind == "slots":
-        drawing.slots(words(KEYS, place), **options)
-    elif kind == "paths":
-        drawing.paths(words(KEYS, place), **options)
-    else:
-        drawing.shape(parents, kind, words(KEYS, place))
+    drawn = device.draw_tree(
+        name,
+        lists_on(place, *arrays),
+        9,
+        vocab_size=VOCAB,
+        root_token=ints([4, 5, 6], place),
+        status=status,
+        **keys,
+        **options,
+    )
     device.check_status(status)
-    sources = [treespec.Marginals(token[b], score[b]) for b in range(3)]
+    make = treespec.Marginals if rows is None else treespec.Transitions
+    names = ("seed", "sequence_id", "position")
     expected = [
-        treespec.build_tree(name, source, 9, seed=seed, sequence_id=row, position=at, **options)
-        for source, (seed, row, at) in zip(sources, KEYS, strict=True)
+        treespec.build_tree(
+            name,
+            make(*(a[b] for a in arrays if a is not None)),
+            9,
+            root_token=4 + b,
+            **dict(zip(names, key, strict=True)),
+            **options,
+        )
+        for b, key in enumerate(KEYS)
     ]
-    check_trees(drawing.trees, expected)
+    check_trees(drawn.trees, expected)
     logits = torch.tensor(rng.normal(0, 1, (3, 10, VOCAB)), dtype=torch.float32)
     for b, tree in enumerate(expected):  # the target likes what was drafted
-        logits[b, 0, tree.token[1:]] += 3
-    check_verdicts(drawing.trees, logits, "traversal", expected, place, law=drawing.law)
-    with pytest.raises(ValueError, match="law must be given for traversal"):
-        check_verdicts(drawing.trees, logits, "traversal", expected, place)
+        logits[b, tree.parent[1:], tree.token[1:]] += 6
+    check_verdicts(drawn.trees, logits, verifier, expected, place, law=drawn.law)
+    with pytest.raises(ValueError, match=f"law must be given for {verifier}"):
+        check_verdicts(drawn.trees, logits, verifier, expected, place)
+
+
+def test_drawn_trees_may_have_their_own_budgets(rng, place):
+    token, score, _ = random_tables(rng, batch=3, depth=8, width=6)
+    own = [12, 2, 5]
+    for name in ("kary", "rollouts", "delayed", "dyspec"):
+        options = {"proposal": "iid"} if name == "kary" else {}
+        status = device.new_status(3, place)
+        drawn = device.draw_tree(
+            name,
+            lists_on(place, token, score),
+            12,
+            vocab_size=VOCAB,
+            budgets=ints(own, place),
+            status=status,
+            **key_columns(place),
+            **options,
+        )
+        device.check_status(status)
+        expected = [
+            treespec.build_tree(
+                name,
+                treespec.Marginals(token[b], score[b]),
+                budget,
+                seed=seed,
+                sequence_id=row,
+                position=at,
+                **options,
+            )
+            for b, (budget, (seed, row, at)) in enumerate(zip(own, KEYS, strict=True))
+        ]
+        check_trees(drawn.trees, expected)
 
 
 @pytest.mark.parametrize("verifier", ["greedy", "target_only"])
@@ -475,16 +533,13 @@ def check_verdicts(
         torch.full((3,), value, dtype=torch.float64, device=place) for value in numbers.values()
     ]
     status = device.new_status(3, place)
-    seed, sequence_id, position = zip(*KEYS, strict=True)
     verdicts = device.verify(
         trees,
         logits.to(place),
         verifier,
         max_depth=39,
         sampling=device.sampling_words(*columns),
-        seed=torch.tensor(seed, device=place),
-        sequence_id=ints(sequence_id, place),
-        position=ints(position, place),
+        **key_columns(place),
         proposal=host_trees[0].proposal,
         law=law,
         changes=changes,
@@ -663,8 +718,10 @@ def test_unknown_names_list_the_known_ones(forest, place):
     for name, options in [("delayed", {}), ("kary", {"proposal": "iid"})]:
         with pytest.raises(NotImplementedError, match=r"builder must be one of dtree, .*, got"):
             device.build_tree(name, lists, 4, status=status, **options)
-    with pytest.raises(NotImplementedError, match="score_temperature of dtree must be 1, got 2"):
-        device.build_tree("dtree", lists, 4, status=status, score_temperature=2)
+    keys = key_columns(place)
+    for name in ("dtree", "chain"):
+        with pytest.raises(NotImplementedError, match=r"must be one of chain, .* with drawn trees"):
+            device.draw_tree(name, lists, 4, vocab_size=VOCAB, status=status, **keys)
     with pytest.raises(ValueError, match=r"opt_tree: option must be one of .*; got breadth"):
         device.build_tree("opt_tree", lists, 4, status=status, breadth=2)
     with pytest.raises(ValueError, match="max_nodes must be at least 40, got 39"):

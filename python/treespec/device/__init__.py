@@ -14,6 +14,7 @@ here raises ``NotImplementedError``.
 from treespec.device.build import BUILDERS, build_tree
 from treespec.device.candidates import CandidateLists, link_transitions, rank_candidates
 from treespec.device.commit import KvCache, commit_kv
+from treespec.device.draw import DRAWN_BUILDERS, DrawnTrees, draw_tree
 from treespec.device.mask import (
     MASK_FORMATS,
     TreeLayout,
@@ -22,14 +23,17 @@ from treespec.device.mask import (
     tree_layout,
     tree_positions,
 )
+from treespec.device.scores import score_lists
 from treespec.device.status import check_status, new_status
 from treespec.device.trees import Trees
 from treespec.device.verify import Law, ScoreChanges, Verdicts, sampling_words, verify
 
 __all__ = [
     "BUILDERS",
+    "DRAWN_BUILDERS",
     "MASK_FORMATS",
     "CandidateLists",
+    "DrawnTrees",
     "KvCache",
     "Law",
     "ScoreChanges",
@@ -40,11 +44,13 @@ __all__ = [
     "build_tree",
     "check_status",
     "commit_kv",
+    "draw_tree",
     "fill_mask",
     "link_transitions",
     "new_status",
     "rank_candidates",
     "sampling_words",
+    "score_lists",
     "tree_layout",
     "tree_positions",
     "verify",

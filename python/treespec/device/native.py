@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -26,3 +27,9 @@ def ints(like: torch.Tensor, *shape: int) -> torch.Tensor:
 def workspace(like: torch.Tensor, size: int) -> torch.Tensor:
     """`size` unwritten bytes on the device of `like`."""
     return like.new_empty(size, dtype=torch.uint8)
+
+
+@functools.cache
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Kept for good: a captured graph may read it at any time, and copies nothing from the host."""
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trees of all kinds grow by: budgets, frontiers, and the shapes of fixed ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from treespec import _core
+from treespec.device import native
+from treespec.device.candidates import CandidateLists
+
+
+class Request(NamedTuple):
+    """`treespec::device::BuildRequest`."""
+
+    node_budget: torch.Tensor
+    root_token: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        lists: CandidateLists,
+        node_budget: int,
+        budgets: torch.Tensor | None,
+        root_token: torch.Tensor | None,
+    ) -> Request:
+        """The envelope for all sequences, unless they have budgets of their own."""
+        if budgets is None:
+            budgets = native.ints(lists.token, len(lists.token)).fill_(node_budget)
+        return cls(budgets, root_token)
+
+
+class Frontier(NamedTuple):
+    """`treespec::device::Frontier`."""
+
+    num_nodes: torch.Tensor
+    index: torch.Tensor
+    parent: torch.Tensor
+    token: torch.Tensor
+    depth: torch.Tensor
+    state: torch.Tensor
+
+    @classmethod
+    def empty(cls, like: torch.Tensor, batch: int, room: int) -> Frontier:
+        """Room for that many nodes of each sequence, at least for the root."""
+        columns = [native.ints(like, batch, max(room, 1)) for _ in range(5)]
+        return cls(native.ints(like, batch), *columns)
+
+
+class Shape(NamedTuple):
+    """`treespec::device::ShapeSource`, and how deep it is."""
+
+    parent: torch.Tensor
+    whole_levels: bool
+    depth: int
+
+    @classmethod
+    def of(
+        cls, name: str, options: Mapping[str, Any], lists: CandidateLists, node_budget: int
+    ) -> Shape:
+        """That of a fixed builder with this budget, over tables."""
+        # Draws may repeat and leave places empty, the likeliest tokens never do.
+        own = {key: value for key, value in options.items() if key != "proposal"}
+        places = _places(name, json.dumps(own, sort_keys=True), node_budget, lists.token.shape[1])
+        parent = native.constant(places, torch.int32, lists.token.device)
+        # What an expansion vector that nobody has chosen is cut to.
+        levels = name in ("kary", "top_plus_one") and "expansion" not in options
+        return cls(parent, levels, _depth_of(places))
+
+
+@functools.lru_cache(maxsize=64)
+def _places(name: str, options: str, node_budget: int, max_depth: int) -> tuple[int, ...]:
+    """Parents of the shape's places, from a tree of the builder's that lacks none of them."""
+    growth = _core.TreeBuilder(name, **json.loads(options)).begin(node_budget, max_depth)
+    row = -1e-3 * np.arange(1, node_budget + 2, dtype=np.float32)
+    while size := len(growth.frontier()):
+        growth.supply(np.tile(row, (size, 1)))
+    return tuple(growth.finish().parent[1:].tolist())
+
+
+def _depth_of(parents: tuple[int, ...]) -> int:
+    depth = [0]
+    for parent in parents:
+        depth.append(depth[parent] + 1)
+    return max(depth)
