@@ -55,12 +55,13 @@ class Contestant:
     forward
         Seconds of a forward of a binary tree: `forward(nodes, context, calls)`; None: not offered.
     generate
-        Seconds and new tokens of a text: `generate(prompt_ids, new_tokens, temperature, seed)`.
+        Seconds of a text, and its tokens, or what they say if that is all there is:
+        `generate(prompt_ids, new_tokens, temperature, seed)`.
     """
 
     name: str
     forward: Callable[[int, int, int], float] | None
-    generate: Callable[[list[int], int, float, int], tuple[float, list[int]]]
+    generate: Callable[[list[int], int, float, int], tuple[float, list[int] | str]]
 
 
 # --- Python ---------------------------------------------------------------------------------------
@@ -140,16 +141,16 @@ def service_contestant(program: Path, folder: Path) -> Iterator[Contestant]:
     """The service over HTTP on loopback, one slot."""
     command = [program, folder, "--port", "0", "--slots", "1", "--threads", "1"]
     command += ["--nodes", str(NODE_BUDGET)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = next(
-            word for line in process.stderr for word in line.split() if word.startswith("http://")
-        )
-        client = httpx.Client(base_url=url, timeout=120)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        started = process.stdout.readline().split()
+        if not started:
+            raise SystemExit(f"{program} ended; see its message above")
+        client = httpx.Client(base_url=started[-1], timeout=120)
 
         def generate(
             prompt: list[int], new_tokens: int, temperature: float, seed: int
-        ) -> tuple[float, list[int]]:
+        ) -> tuple[float, str]:
             body = {
                 "prompt": prompt,
                 "max_tokens": new_tokens,
@@ -161,12 +162,13 @@ def service_contestant(program: Path, folder: Path) -> Iterator[Contestant]:
             answer = client.post("/v1/completions", json=body)
             seconds = time.perf_counter() - start
             answer.raise_for_status()
-            text = answer.json()["choices"][0]["text"]
-            return seconds, [ord(character) for character in text]
+            return seconds, answer.json()["choices"][0]["text"]
 
-        yield Contestant(SERVICE, None, generate)
-        client.close()
-        process.terminate()
+        try:
+            yield Contestant(SERVICE, None, generate)
+        finally:
+            client.close()
+            process.terminate()
 
 
 def build(folder: Path) -> Path:
@@ -199,11 +201,16 @@ def check_texts(contestants: Sequence[Contestant], texts: list[list[int]], new_t
     for temperature in (0.0, 0.7):
         for prompt in texts:
             _, expected = contestants[0].generate(prompt, new_tokens, temperature, 1)
-            text = [ord(character) for character in treespec.text.decode(tokenizer, expected)]
+            assert not isinstance(expected, str)
+            text = treespec.text.decode(tokenizer, expected)
             for one in contestants[1:]:
                 _, found = one.generate(prompt, new_tokens, temperature, 1)
-                if found != (text if one.name == SERVICE else expected):
-                    raise SystemExit(f"{one.name} does not write what {EAGER} writes")
+                wanted = text if isinstance(found, str) else expected
+                if found != wanted:
+                    raise SystemExit(
+                        f"{one.name} does not write what {EAGER} writes at temperature "
+                        f"{temperature}: {found!r} instead of {wanted!r}"
+                    )
 
 
 def time_forwards(
