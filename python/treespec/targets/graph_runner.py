@@ -15,7 +15,7 @@ from treespec import _core
 from treespec.targets.base import Array, TargetStates
 from treespec.targets.graph_session import GraphSession
 from treespec.targets.kv_slots import KvPool, KvSlot
-from treespec.targets.segment import Segment, rooted
+from treespec.targets.segment import Segment, check_prompts, check_segments, rooted
 
 # Rows per prefill forward, all sequences together: bounds activations and masks of long prompts.
 PREFILL_ROWS = 512
@@ -120,7 +120,7 @@ class GraphRunner:
             If a segment does not fit, or all logits are wanted of more rows than the graph is made
             for; nothing has changed then.
         """
-        _check(segments)
+        check_segments(segments)
         if logits == "all":
             self.check_nodes(max(map(len, segments)))
         limit = most_together(
@@ -174,7 +174,7 @@ class GraphRunner:
         ValueError
             If tokens are missing or do not fit. After any failure the sequences are as before.
         """
-        _check_room(sequences, token_ids)
+        check_prompts(sequences, token_ids)
         lengths = [sequence.length for sequence in sequences]
         logits: dict[int, Any] = {}
         parts: list[list[TargetStates]] = [[] for _ in sequences]
@@ -318,26 +318,3 @@ def _chunk(left: Sequence[int], most: int) -> int:
         return _FIXED_ROWS + len(left) * count + (_FIXED_ROWS + rest if rest else 0)
 
     return min(sorted({min(tokens, most) for tokens in left}), key=cost)
-
-
-def _check(segments: Sequence[Segment]) -> None:
-    if not segments:
-        raise ValueError("GraphRunner: segments must not be empty")
-    if len({id(segment.sequence) for segment in segments}) < len(segments):
-        raise ValueError("GraphRunner: segments must belong to different sequences")
-    for segment in segments:
-        segment.check()
-
-
-def _check_room(
-    sequences: Sequence[KvSlot], token_ids: Sequence[npt.NDArray[np.integer[Any]]]
-) -> None:
-    """Check a whole prefill before its first forward runs."""
-    for sequence, ids in zip(sequences, token_ids, strict=True):
-        if len(ids) == 0:
-            raise ValueError("prefill: token_ids must not be empty")
-        if sequence.length + len(ids) > sequence.capacity:
-            raise ValueError(
-                f"prefill: KV capacity must be at least {sequence.length + len(ids)}, "
-                f"got {sequence.capacity}"
-            )

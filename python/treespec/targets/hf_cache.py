@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from treespec import _core
 from treespec.targets.segment import Segment as Segment
+from treespec.targets.segment import check_kept
 
 _Rows = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -126,12 +127,8 @@ class KvSequence:
         ValueError
             If a node is not pending or the order is wrong; nothing has changed then.
         """
+        check_kept(self, nodes)
         count = len(nodes)
-        ascending = bool((nodes[1:] > nodes[:-1]).all())
-        if count and (nodes[0] < 0 or nodes[-1] >= self.pending or not ascending):
-            raise ValueError(
-                f"commit: nodes must ascend within [0, {self.pending}), got {nodes.tolist()}"
-            )
         if count and nodes[-1] >= count:  # otherwise every row is in its place
             self._move_rows(nodes)
         self.length += count

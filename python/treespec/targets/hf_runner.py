@@ -33,6 +33,7 @@ from treespec.targets.hf_model import (
     max_context,
     rope_depends_on_length,
 )
+from treespec.targets.segment import check_prompts, check_segments
 
 LogitRows = Literal["all", "last", "none"] | npt.NDArray[np.integer[Any]]
 
@@ -204,7 +205,7 @@ class PackedRunner:
         NotImplementedError
             If the architecture turns out not to fit; committed rows are as before.
         """
-        _check_segments(segments)
+        check_segments(segments)
         if self._rows_depend_on_mates and len(segments) > 1:
             return self._forward_singly(segments, needs, logits)
         try:
@@ -251,7 +252,7 @@ class PackedRunner:
         max_rows: int = PREFILL_ROWS,
     ) -> tuple[list[torch.Tensor], list[TargetStates]]:
         """The same with logits ``[min(tail, new tokens), V]`` after the last tokens of each."""
-        _check_room(sequences, token_ids)
+        check_prompts(sequences, token_ids)
         lengths = [sequence.length for sequence in sequences]
         logits: dict[int, torch.Tensor] = {}
         parts: list[list[TargetStates]] = [[] for _ in sequences]
@@ -333,29 +334,6 @@ def _tails(lengths: Sequence[int], tail: int) -> tuple[npt.NDArray[np.int64], li
     ends = np.cumsum(lengths)
     rows = [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
     return np.concatenate(rows), counts
-
-
-def _check_segments(segments: Sequence[Segment]) -> None:
-    if not segments:
-        raise ValueError("PackedRunner: segments must not be empty")
-    if len({id(segment.sequence) for segment in segments}) < len(segments):
-        raise ValueError("PackedRunner: segments must belong to different sequences")
-    for segment in segments:
-        segment.check()
-
-
-def _check_room(
-    sequences: Sequence[KvSequence], token_ids: Sequence[npt.NDArray[np.integer[Any]]]
-) -> None:
-    """Check a whole prefill before its first forward runs."""
-    for sequence, ids in zip(sequences, token_ids, strict=True):
-        if len(ids) == 0:
-            raise ValueError("prefill: token_ids must not be empty")
-        if sequence.length + len(ids) > sequence.capacity:
-            raise ValueError(
-                f"prefill: KV capacity must be at least {sequence.length + len(ids)}, "
-                f"got {sequence.capacity}"
-            )
 
 
 def waves(counts: Sequence[int], max_rows: int) -> list[list[tuple[int, int, int]]]:

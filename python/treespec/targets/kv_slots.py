@@ -17,6 +17,7 @@ import numpy.typing as npt
 from treespec.export.manifest import CacheInput
 from treespec.targets.base import Array
 from treespec.targets.memory import Memory
+from treespec.targets.segment import check_kept
 
 # Attention reads all rows of a buffer, used or not: buffers grow by so many at a time.
 BLOCK_ROWS = 128
@@ -62,12 +63,8 @@ class KvSlot:
         ValueError
             If a node is not pending or the order is wrong; nothing has changed then.
         """
+        check_kept(self, nodes)
         count = len(nodes)
-        ascending = bool((nodes[1:] > nodes[:-1]).all())
-        if count and (nodes[0] < 0 or nodes[-1] >= self.pending or not ascending):
-            raise ValueError(
-                f"commit: nodes must ascend within [0, {self.pending}), got {nodes.tolist()}"
-            )
         if count and nodes[-1] >= count:  # otherwise every row is in its place
             self.pool.move_rows(self, nodes.astype(np.int32))
         self.length += count

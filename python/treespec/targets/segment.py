@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,6 +104,41 @@ class Segment:
                 raise ValueError(f"Segment: {name} must be [{self.num_slots}], got [{len(slots)}]")
         if (self.parent is None) != (self.depth is None):
             raise ValueError("Segment: parent and depth must be given together")
+
+
+def check_segments(segments: Sequence[Segment]) -> None:
+    """ValueError unless there is one, each is sound, and they belong to different sequences."""
+    if not segments:
+        raise ValueError("forward: segments must not be empty")
+    if len({id(segment.sequence) for segment in segments}) < len(segments):
+        raise ValueError("forward: segments must belong to different sequences")
+    for segment in segments:
+        segment.check()
+
+
+def check_prompts(
+    sequences: Sequence[SequenceRows], token_ids: Sequence[npt.NDArray[np.integer[Any]]]
+) -> None:
+    """ValueError for a prompt that is empty or has no room: before the first of its forwards."""
+    for sequence, ids in zip(sequences, token_ids, strict=True):
+        if len(ids) == 0:
+            raise ValueError("prefill: token_ids must not be empty")
+        if sequence.length + len(ids) > sequence.capacity:
+            raise ValueError(
+                f"prefill: KV capacity must be at least {sequence.length + len(ids)}, "
+                f"got {sequence.capacity}"
+            )
+
+
+def check_kept(sequence: SequenceRows, nodes: npt.NDArray[np.integer[Any]]) -> None:
+    """ValueError unless `nodes` are pending rows of the sequence, strictly ascending."""
+    if not len(nodes):
+        return
+    ascending = bool((nodes[1:] > nodes[:-1]).all())
+    if nodes[0] < 0 or nodes[-1] >= sequence.pending or not ascending:
+        raise ValueError(
+            f"commit: nodes must ascend within [0, {sequence.pending}), got {nodes.tolist()}"
+        )
 
 
 def rooted(
