@@ -148,13 +148,15 @@ def export_drafter(
 
 
 def check_drafter(drafter: Drafter) -> None:
-    """Raise NotImplementedError for a drafter that has no graph."""
+    """Raise NotImplementedError for a drafter that has no graph, or whose model has none."""
     if isinstance(drafter, DFlashDrafter):
         if drafter.chain or drafter.head_rows is not None:
             raise NotImplementedError(
                 "export: the options chain and head_rows of block drafters are not in the graph"
             )
-    elif not isinstance(drafter, AutoregressiveDrafter):
+    elif isinstance(drafter, AutoregressiveDrafter):
+        _causal_lm(drafter.model, (), "in_place")
+    else:
         raise NotImplementedError(
             "export: drafters must be causal language models, DFlash or TreeFlash, got "
             f"{type(drafter).__name__}; those without a model (ngram, suffix) need no export"

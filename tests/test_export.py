@@ -18,6 +18,7 @@ from treespec.cli import build_app
 from treespec.drafts.ngram import NgramDrafter
 from treespec.export.check_export import check_export, onnxruntime_engine
 from treespec.export.manifest import FILE_NAME, Manifest, is_exported
+from treespec.export.pair import export_pair
 from treespec.export.to_onnx import export_drafter, export_target
 
 # A table of positions; experts; keys that are computed from a compressed form. Models with full and
@@ -198,6 +199,13 @@ def test_drafters_without_a_graph_are_refused(tmp_path):
     for drafter, message in ((NgramDrafter(), "need no export"), (chain, "chain and head_rows")):
         with pytest.raises(NotImplementedError, match=message):
             export_drafter(drafter, tmp_path / "out")
+
+
+def test_a_pair_whose_drafter_has_no_graph_leaves_no_folder(tmp_path):
+    target, drafter = tiny_model("llama"), tiny_model("gemma2")
+    with pytest.raises(NotImplementedError, match="soft caps"):
+        export_pair(target, tmp_path / "out", drafter=drafter, check=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_is_never_overwritten(llama):
