@@ -439,6 +439,19 @@ def test_a_client_that_hangs_up_frees_its_slot(folder, stream):
         assert running.text(prompt=PROMPT, max_tokens=4, temperature=0)
 
 
+def test_ipv6_is_served_and_its_clients_may_hang_up_too(folder):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(folder, "--host", "::1") as running:
+        assert re.fullmatch(r"http://\[::1\]:\d+", running.url)
+        assert running.text(prompt=PROMPT, max_tokens=2, temperature=0)
+        with raw_request(running, json.dumps(LONG).encode()):
+            running.wait_for("requests_running", 1)
+        running.wait_for('requests_total{status="499",result="disconnected"}', 1)
+
+
 def test_a_client_that_will_send_no_more_counts_as_gone(folder):
     request = json.dumps(LONG).encode()
     with serving(folder) as running, raw_request(running, request) as connection:

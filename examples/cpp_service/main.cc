@@ -8,6 +8,7 @@
 #include <ctime>
 #include <exception>
 #include <iostream>
+#include <string>
 #include <thread>
 
 #include "options.h"
@@ -47,6 +48,11 @@ void share_arenas(int slots) {
 #endif
 }
 
+std::string url_of(const std::string& host, int port) {
+  const bool is_ipv6 = host.find(':') != std::string::npos;
+  return "http://" + (is_ipv6 ? '[' + host + ']' : host) + ':' + std::to_string(port);
+}
+
 /// The first signal drains; the second one, or the end of the time for it, cancels.
 void end_on_signal(const StopSignals& signals, service::Service& service, int drain_seconds,
                    const std::atomic<bool>& ended) {
@@ -68,7 +74,7 @@ int main(int argc, char** argv) try {
   const StopSignals signals;
   share_arenas(options.slots);
   service::Service service(options);
-  std::cout << "listening on http://" << options.host << ":" << service.bind() << std::endl;
+  std::cout << "listening on " << url_of(options.host, service.bind()) << std::endl;
   std::atomic<bool> ended{false};
   std::thread ending([&] { end_on_signal(signals, service, options.drain_seconds, ended); });
   const bool served = service.run();
