@@ -164,24 +164,11 @@ def engine_spec(
     manifest = Manifest.load(folder)
     max_context = manifest.max_context if max_context is None else max_context
     max_nodes = manifest.max_nodes if max_nodes is None else max_nodes
-    if manifest.cache_style != "in_place":
-        raise ValueError(
-            "build_engine: the export must be of cache_style 'in_place', got "
-            f"{manifest.cache_style!r}; export again"
-        )
-    if manifest.dtype not in DTYPES:
-        raise ValueError(
-            f"build_engine: the export must be of dtype {', '.join(DTYPES)}, got {manifest.dtype}"
-        )
-    for name, value, most in (
-        ("max_context", max_context, manifest.max_context),
-        ("max_nodes", max_nodes, manifest.max_nodes),
-        ("max_batch", max_batch, None),
-        ("prefill_rows", prefill_rows, None),
-    ):
-        if value < 1 or (most is not None and value > most):
-            limit = "at least 1" if most is None else f"in [1, {most}], as exported"
-            raise ValueError(f"build_engine: {name} must be {limit}, got {value}")
+    _check_buildable(manifest)
+    _check_limit("max_context", max_context, manifest.max_context)
+    _check_limit("max_nodes", max_nodes, manifest.max_nodes)
+    _check_limit("max_batch", max_batch)
+    _check_limit("prefill_rows", prefill_rows)
     if profiles is None:
         profiles = default_profiles(
             manifest, max_nodes=max_nodes, max_batch=max_batch, prefill_rows=prefill_rows
@@ -210,6 +197,24 @@ def engine_spec(
         compute_capability=gpu.compute_capability,
         gpu=gpu.name,
     )
+
+
+def _check_buildable(manifest: Manifest) -> None:
+    if manifest.cache_style != "in_place":
+        raise ValueError(
+            "build_engine: the export must be of cache_style 'in_place', got "
+            f"{manifest.cache_style!r}; export again"
+        )
+    if manifest.dtype not in DTYPES:
+        raise ValueError(
+            f"build_engine: the export must be of dtype {', '.join(DTYPES)}, got {manifest.dtype}"
+        )
+
+
+def _check_limit(name: str, value: int, most: int | None = None) -> None:
+    if value < 1 or (most is not None and value > most):
+        limit = "at least 1" if most is None else f"in [1, {most}], as exported"
+        raise ValueError(f"build_engine: {name} must be {limit}, got {value}")
 
 
 def build_engine(
