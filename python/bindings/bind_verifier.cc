@@ -67,6 +67,20 @@ Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits
                 Coins({seed, sequence_id, position}), lossy);
 }
 
+/// A verdict that was found elsewhere.
+Verdict verdict_on(const TokenTree& tree, std::vector<int32_t> accepted_nodes, int32_t next_token) {
+  Verdict verdict;
+  for (const int32_t node : accepted_nodes) {
+    TREESPEC_CHECK(node >= 0 && node < tree.num_nodes(), "Verdict: accepted_nodes must be in [0, ",
+                   tree.num_nodes(), "), got ", node);
+    verdict.tokens.push_back(tree.token[node]);
+  }
+  verdict.tokens.push_back(next_token);
+  verdict.accepted_nodes = std::move(accepted_nodes);
+  verdict.next_token = next_token;
+  return verdict;
+}
+
 py::array_t<double> node_probability_of(const TokenTree& tree, const py::object& target_probs,
                                         const std::optional<py::object>& draft_probs,
                                         const std::string& verifier, bool lossy) {
@@ -86,6 +100,8 @@ py::array_t<double> node_probability_of(const TokenTree& tree, const py::object&
 
 void bind_verifier(py::module_& m) {
   py::class_<Verdict>(m, "Verdict", "What a round decided.")
+      .def(py::init(&verdict_on), py::arg("tree"), py::arg("accepted_nodes"), py::arg("next_token"),
+           "One that was found on a device.")
       .def_property_readonly(
           "accepted_nodes", [](const Verdict& v) { return to_numpy(v.accepted_nodes); },
           "[num_accepted] int32 node ids, root excluded, top down")

@@ -25,8 +25,9 @@ from treespec.planning.base import FixedPlan, Planner
 from treespec.planning.budget import MAX_NODES, BudgetPlan
 from treespec.profile import Profile
 from treespec.stats import Clock
-from treespec.targets.base import Needs, Target, TargetStates, TreeRows, in_host_memory
+from treespec.targets.base import Array, Needs, Target, TargetStates, TreeRows
 from treespec.text import encode
+from treespec.verification import Case, verify_cases
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -452,8 +453,9 @@ class SpeculativeDecoder:
         logits, states = self.target.prefill(
             [g.target_state for g in running], [g.tokens for g in running], needs
         )
-        for g, row, own_states in zip(running, logits, states, strict=True):
-            verdict = self._verify(g, _core.root_tree(g.root), row[None])
+        roots = [_core.root_tree(g.root) for g in running]
+        verdicts = self._verify(running, roots, [row[None] for row in logits])
+        for g, row, own_states, verdict in zip(running, logits, states, verdicts, strict=True):
             if self.drafter is not None:
                 rows = g.capacity + budget if graph is None else g.prompt_length + 1
                 g.draft_state = self.drafter.begin(g.tokens, own_states, rows)
@@ -489,10 +491,7 @@ class SpeculativeDecoder:
                 [g.target_state for g in running], rows, self._needs
             )
         with clock.step("verify"):
-            verdicts = [
-                self._verify(g, tree, row)
-                for g, tree, row in zip(running, trees, logits, strict=True)
-            ]
+            verdicts = self._verify(running, trees, logits)
         if self.drafter is not None:
             self.planner.learn(running, trees, verdicts, logits, states)
         positions = [g.length - 1 for g in running]
@@ -531,21 +530,17 @@ class SpeculativeDecoder:
             trees.update({g.place: tree for g, tree in zip(drafting, grown, strict=True)})
         return self.planner.cut(running, [trees[g.place] for g in running])
 
-    def _verify(self, g: Generation, tree: TokenTree, logits: Any) -> Verdict:
-        # A root alone has nothing to verify: the plain draw keeps the text independent of the tree.
-        plain = _core.auto_verifier("deterministic", g.params.greedy)
-        return _core.verify_logits(
-            tree,
-            in_host_memory(logits),  # the core of this version works there
-            None,
-            g.row_params,
-            plain if tree.num_nodes == 1 else self.verifier_name,
-            g.tokens,
-            g.prompt_length,
-            g.allowed(tree),
-            *g.key,
-            self.lossy,
-        )
+    def _verify(
+        self, running: Sequence[Generation], trees: Sequence[TokenTree], logits: Sequence[Array]
+    ) -> list[Verdict]:
+        cases = []
+        for g, tree, rows in zip(running, trees, logits, strict=True):
+            # A root alone has nothing to verify: the plain draw keeps the text independent of the
+            # tree.
+            plain = _core.auto_verifier("deterministic", g.params.greedy)
+            verifier = plain if tree.num_nodes == 1 else self.verifier_name
+            cases.append(Case(g, tree, rows, verifier, self.lossy))
+        return verify_cases(cases)
 
     def _commit(
         self,

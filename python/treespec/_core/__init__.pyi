@@ -229,6 +229,10 @@ class Verdict:
     """
     What a round decided.
     """
+    def __init__(self, tree: TokenTree, accepted_nodes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], next_token: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        One that was found on a device.
+        """
     def __repr__(self) -> str:
         ...
     @property
