@@ -19,7 +19,7 @@ from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.selector.actions import ACTIONS, PLACE, Action
 from treespec.selector.features import SCALARS, STATES, Setting
-from treespec.selector.labels import Labels, collect_labels
+from treespec.selector.labels import ROUNDS, WRITTEN_WITH, Labels, collect_labels
 from treespec.selector.latency import round_seconds
 from treespec.selector.report import compare
 from treespec.selector.selector import Selector
@@ -89,10 +89,12 @@ def test_labels_come_back_from_their_file(pair, tmp_path):
     made = collect_labels(
         decoder, [[1, 5, 9], [1, 7]], settings, verifiers=[VERIFIER], new_tokens=20, supersets=2
     )
-    assert len(made) == 2 * 2 * 2, "two settings, two prompts, a root every 16 of 20 tokens"
-    assert made.tokens[VERIFIER].shape == (8, 2, len(ACTIONS))
-    assert {n: s.shape for n, s in made.states.items()} == dict.fromkeys(STATES, (8, 32))
-    assert made.scalars[:, SCALARS.index("top_p")].tolist() == pytest.approx([1.0] * 4 + [0.9] * 4)
+    count = len(made)
+    assert set(zip(made.setting, made.prompt, strict=True)) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert made.tokens[VERIFIER].shape == (count, 2, len(ACTIONS))
+    assert {n: s.shape for n, s in made.states.items()} == dict.fromkeys(STATES, (count, 32))
+    top_p = made.scalars[:, SCALARS.index("top_p")]
+    np.testing.assert_allclose(top_p, np.where(made.setting == 0, 1.0, 0.9), rtol=1e-6)
     made.save(tmp_path / "l.npz")
     loaded = Labels.load(tmp_path / "l.npz")
     assert loaded.settings == settings and loaded.metadata == made.metadata
@@ -100,6 +102,39 @@ def test_labels_come_back_from_their_file(pair, tmp_path):
     np.testing.assert_array_equal(loaded.scalars, made.scalars)
     with pytest.raises(ValueError, match="verifier must be one of recursive_rejection"):
         loaded.check("spectr")
+
+
+def test_roots_lie_where_rounds_began(pair):
+    """Every eighth round's, from any of the first eight on, and no other token."""
+    prompt, new_tokens, found = [1, 5, 9], 32, []
+    for seed in range(6):
+        made = collect_labels(
+            SpeculativeDecoder(pair.target, pair.drafter),
+            [prompt],
+            [Setting(0.3)],
+            verifiers=[VERIFIER],
+            new_tokens=new_tokens,
+            supersets=1,
+            seed=seed,
+        )
+        places = np.exp(made.scalars[:, SCALARS.index("log_context")]).round().astype(int)
+        writer = SpeculativeDecoder(
+            pair.target,
+            pair.drafter,
+            builder="delayed",
+            builder_options=WRITTEN_WITH.options,
+            verifier=VERIFIER,
+            node_budget=WRITTEN_WITH.nodes,
+        )
+        pieces = writer.stream(
+            prompt, max_new_tokens=new_tokens, temperature=0.3, seed=seed, ignore_eos=True
+        )
+        ends = len(prompt) + np.cumsum([len(piece.token_ids) for piece in pieces])
+        starts = list(ends[:-1] - 1)
+        at = [starts.index(place) for place in places]
+        assert at == list(range(at[0], len(starts), ROUNDS))
+        found.append(at[0])
+    assert len(set(found)) > 2
 
 
 @pytest.mark.parametrize("content", [b"", b"no labels", b"PK\x03\x04 broken"])
@@ -233,7 +268,7 @@ def test_the_command_trains_a_selector_that_decodes(tmp_path):
     result = run(*common, "--out", out, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert report["roots"] == [2 * 2 * 2, 2 * 2]
+    assert report["roots"] == [2 * 2, 2], "one of each text of so few rounds"
     assert {row["policy"] for row in report["rows"]} >= {"selector", "static", "traversal, root"}
     # A second training reads the labels of the first.
     again = run(

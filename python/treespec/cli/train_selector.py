@@ -76,7 +76,7 @@ class LabelOptions:
         int, typer.Option(metavar="N", min=2, help="Most tokens of a prompt.", **_data)
     ] = 64
     new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens per text, a root every 16.", **_data)
+        int, typer.Option(metavar="N", min=1, help="Tokens per text.", **_data)
     ] = 128
     supersets: Annotated[
         int, typer.Option(metavar="S", min=1, help="Trees of all shapes drawn per root.", **_data)
@@ -176,10 +176,10 @@ def train_selector(
 ) -> None:
     r"""Label roots of the target's texts with every delayed tree, and train a selector on them.
 
-    Labels are expected tokens of all 233 (K, L1, L2) trees at a root every 16 tokens. The report
-    sets the selector beside the best single tree of each sampling setting, the best tree that
-    branches at the root, and the best tree of every single root, on prompts that nothing was chosen
-    by. Seconds come from costs measured on this machine. (arXiv 2602.16994)
+    Labels are expected tokens of all 233 (K, L1, L2) trees at the root of every eighth round of a
+    text. The report sets the selector beside the best single tree of each sampling setting, the
+    best tree that branches at the root, and the best tree of every single root, on prompts that
+    nothing was chosen by. Seconds come from costs measured on this machine. (arXiv 2602.16994)
 
     [bold]Examples[/bold]
 

@@ -23,7 +23,7 @@ from treespec.planning.base import Planner
 from treespec.selector.actions import Action
 from treespec.selector.features import STATES, as_float32, scalars
 from treespec.selector.selector import Selector
-from treespec.targets.base import Array, Needs, TargetStates
+from treespec.targets.base import Array, Needs, TargetStates, in_numpy
 
 if TYPE_CHECKING:
     from treespec.generation import Generation
@@ -41,7 +41,7 @@ class _Before:
         ``[H]``, or None when the selector does not read it.
     """
 
-    logits: Array
+    logits: npt.NDArray[Any]
     state: npt.NDArray[np.float32] | None
 
 
@@ -139,9 +139,8 @@ class SelectorPlan(Planner):
             g.plan_state = self._before(rows[node], state)
 
     def _before(self, logits: Array, state: Array | None) -> _Before:
-        kept = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
         reads = self._reads_target and state is not None
-        return _Before(kept, as_float32(state).copy() if reads else None)
+        return _Before(in_numpy(logits).copy(), as_float32(state).copy() if reads else None)
 
 
 def _check_drafter(selector: Selector, drafter: Drafter) -> None:

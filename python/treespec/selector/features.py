@@ -12,7 +12,7 @@ from treespec import _core
 from treespec.config import SamplingParams
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.expander import RootRows
-from treespec.targets.base import in_host_memory
+from treespec.targets.base import in_numpy
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -72,12 +72,12 @@ def scalars(
         What the drafter knows, and how it draws.
     """
     laws = _core.law_features(
-        in_host_memory(target_logits),
+        in_numpy(target_logits),
         row_params,
         history,
         prompt_length,
-        in_host_memory(rows.before),
-        in_host_memory(rows.root),
+        in_numpy(rows.before),
+        in_numpy(rows.root),
         draft_temperature=settings.temperature,
         draft_top_k=settings.top_k,
         draft_top_p=settings.top_p,
@@ -88,6 +88,4 @@ def scalars(
 
 def as_float32(state: Any) -> Float32Array:
     """A row of states in host memory."""
-    if not isinstance(state, np.ndarray):
-        state = in_host_memory(state.float()).numpy()
-    return np.asarray(state, dtype=np.float32)
+    return np.asarray(in_numpy(state), dtype=np.float32)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training data of selectors: what is known at a root, and what every action would give there.
 
-Roots lie along texts that the target writes, one every 16 tokens. Labels are expectations over the
-verifier's coins, for every drawn superset on its own, so that a choice made on some of them can be
-judged by the others. Source: arXiv 2602.16994, section 6.
+Texts are the target's, written in rounds of one tree, and roots are where rounds began: the places
+where selectors choose. The paper (arXiv 2602.16994, section 6) takes one every 16 tokens; but most
+rounds begin where the last one was rejected, where less is accepted than at a token like any other.
+Labels are expectations over the verifier's coins, for every drawn superset on its own, so that a
+choice made on some of them can be judged by the others.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import numpy.typing as npt
 
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
-from treespec.selector.actions import ACTIONS
+from treespec.selector.actions import ACTIONS, Action
 from treespec.selector.features import STATES, Setting, as_float32, scalars
 from treespec.selector.supersets import Pair, Root, draft_settings, evaluate
 from treespec.tuning.pair import Progress, as_decoder, prompt_list
 
 _FORMAT, _VERSION = "treespec.selector_labels", 1
-STRIDE = 16  # tokens from root to root
+ROUNDS = 8  # from root to root: some 16 tokens
+WRITTEN_WITH = Action(4, 0, 4)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def collect_labels(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress[Any] = iter,
 ) -> Labels:
-    """Let the target continue prompts, and label a root every 16 tokens of the texts.
+    """Let the pair continue prompts, and label the root of every eighth round.
 
     Parameters
     ----------
@@ -173,7 +176,7 @@ def collect_labels(
     prompts
         Token ids; every setting continues all of them.
     verifiers, root_only
-        As `supersets.evaluate` takes them.
+        As `supersets.evaluate` takes them; the first writes the texts.
     supersets
         Drawn per root; the paper has 4.
     progress
@@ -199,36 +202,47 @@ def collect_labels(
         )
     prompts = [np.asarray(p).tolist() for p in prompt_list("collect_labels", prompts)]
     pair, gathered = Pair(decoder.target, decoder.drafter), _Gathered(tuple(settings))
-    texts = [
-        (place, prompt, text)
-        for place in range(len(settings))
-        for prompt, text in enumerate(_texts(decoder, prompts, settings[place], new_tokens, seed))
-    ]
-    for place, prompt, text in progress(texts):
-        rng = np.random.default_rng([seed, place, prompt])
-        places = range(len(prompts[prompt]), len(text), STRIDE)
-        for root in pair.roots(text, places, supersets, settings[place].params, rng):
+    writer = SpeculativeDecoder(
+        decoder.target,
+        decoder.drafter,
+        builder="delayed",
+        builder_options=WRITTEN_WITH.options,
+        verifier=verifiers[0],
+        node_budget=WRITTEN_WITH.nodes,
+    )
+    texts = [(place, prompt) for place in range(len(settings)) for prompt in range(len(prompts))]
+    for place, prompt in progress(texts):
+        rng, sampling = np.random.default_rng([seed, place, prompt]), settings[place].params
+        text, roots = _write(writer, prompts[prompt], settings[place], new_tokens, seed, prompt)
+        places = roots[rng.integers(min(ROUNDS, len(roots))) :: ROUNDS]
+        for root in pair.roots(text, places, supersets, sampling, rng):
             gathered.add(place, prompt, text, root, verifiers, root_only)
     return gathered.labels({**(metadata or {}), "seed": seed, "prompts": len(prompts)})
 
 
-def _texts(
+def _write(
     decoder: SpeculativeDecoder,
-    prompts: Sequence[list[int]],
+    prompt: list[int],
     setting: Setting,
     new_tokens: int,
     seed: int,
-) -> list[list[int]]:
-    written = SpeculativeDecoder(decoder.target).generate(
-        prompts,
+    sequence_id: int,
+) -> tuple[list[int], list[int]]:
+    """A text with its prompt, and where in it the roots of its rounds lie."""
+    text, roots = list(prompt), []
+    for piece in decoder.stream(
+        prompt,
         max_new_tokens=new_tokens,
         temperature=setting.temperature,
         top_p=setting.top_p,
         seed=seed,
-        sequence_id=range(len(prompts)),
+        sequence_id=sequence_id,
         ignore_eos=True,
-    )
-    return [[*prompt, *one.token_ids] for prompt, one in zip(prompts, written, strict=True)]
+    ):
+        text += piece.token_ids
+        roots.append(len(text) - 1)
+    # Nothing began after the last token, but the one text of a single token has no other root.
+    return text, roots[:-1] or roots
 
 
 class _Gathered:

@@ -28,7 +28,7 @@ from treespec.drafts.base import DraftSettings
 from treespec.drafts.expander import RootRows
 from treespec.ops import expected_acceptance
 from treespec.selector.actions import ACTIONS, BRANCH, DEPTH, PATHS, PLACE, TRUNK, Action
-from treespec.targets.base import Needs, TreeRows, in_host_memory
+from treespec.targets.base import Needs, TreeRows, in_numpy
 
 Array = npt.NDArray[np.float64]
 
@@ -129,7 +129,7 @@ def draw_supersets(
     laws: list[Array] = []
     sums: list[Array] = []
     for depth in range(DEPTH):
-        rows = on_host(expander.expand(Level(trie, len(laws), len(trie.token))))
+        rows = in_numpy(expander.expand(Level(trie, len(laws), len(trie.token)))).copy()
         rows = np.exp(rows.astype(np.float64))
         laws.extend(rows / rows.sum(axis=1, keepdims=True))
         sums.extend(rows.cumsum(axis=1))
@@ -194,26 +194,19 @@ class Pair:
                 (logits,), (states,) = self.target.prefill(
                     [state], [np.array(tokens[done:place])], needs
                 )
-                row, state_before, done = on_host(logits), on_host(states.last_hidden[-1]), place
+                row, done = in_numpy(logits).copy(), place
+                state_before = in_numpy(states.last_hidden[-1]).copy()
                 (expander,) = self.drafter.draft([session], settings)
                 supersets = draw_supersets(expander, tokens[place], count, rng)
                 trie = supersets[0].trie
                 rows, _ = self.target.forward([state], [trie.rows()], Needs())
                 self.target.commit([state], [np.empty(0, dtype=np.int32)])
-                trie.target = laws_of(on_host(rows[0]), params)
+                trie.target = laws_of(in_numpy(rows[0]), params)
                 assert expander.root_rows is not None, "a text has at least two tokens"
                 yield Root(place, row, state_before, expander.root_rows, supersets)
         finally:
             self.target.close(state)
             self.drafter.end(session)
-
-
-def on_host(rows: Any) -> npt.NDArray[Any]:
-    """A copy of rows of a model as float32, or float64 for a model of that."""
-    if not isinstance(rows, np.ndarray):
-        wide = rows if rows.element_size() >= 4 else rows.float()  # NumPy has no bfloat16
-        rows = in_host_memory(wide).numpy()
-    return np.array(rows)
 
 
 def draft_settings(sampling: SamplingParams) -> DraftSettings:
