@@ -22,7 +22,7 @@ from treespec.drafts.base import DraftSettings
 from treespec.generation import Generation
 from treespec.reference import selector as oracle
 from treespec.selector.actions import ACTIONS, PLACE, Action
-from treespec.selector.features import SCALARS, STATES
+from treespec.selector.features import SCALARS, STATES, RootView
 from treespec.selector.selector import Selector
 from treespec.targets.hf import HfTarget
 
@@ -102,15 +102,15 @@ def softmax(row, temperature=1.0):
 def test_law_features_are_their_formulas(vocab, draft_vocab, dtype):
     rng = np.random.default_rng(vocab)
     rows = [rng.normal(size=n, scale=3).astype(dtype) for n in (vocab, draft_vocab, draft_vocab)]
-    found = _core.law_features(
-        rows[0], _core.RowParams(temperature=0.7), [], 0, *rows[1:], draft_temperature=1.3
+    found = _core.root_scalars(
+        rows[0], _core.RowParams(temperature=0.7), [1], 0, *rows[1:], draft_temperature=1.3
     )
     width = min(vocab, draft_vocab)
     laws = [np.zeros(vocab) for _ in rows]
     laws[0][:] = softmax(rows[0], 0.7)
     for law, row in zip(laws[1:], rows[1:], strict=True):
         law[:width] = softmax(row[:width], 1.3)
-    np.testing.assert_allclose(found, oracle.law_features(*laws), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:6], oracle.law_features(*laws), rtol=2e-5, atol=1e-6)
 
 
 def test_law_features_see_truncation_and_penalties():
@@ -118,22 +118,49 @@ def test_law_features_see_truncation_and_penalties():
     logits, draft, root = (rng.normal(size=50).astype(np.float32) for _ in range(3))
     params = _core.RowParams(temperature=0.8, top_p=0.6, repetition_penalty=1.5)
     history = np.array([3, 4, 9], dtype=np.int32)
-    found = _core.law_features(logits, params, history, 2, draft, root, draft_top_k=5)
+    found = _core.root_scalars(logits, params, history, 2, draft, root, draft_top_k=5)
     weights = _core.process_logits(logits, params, history, 2, np.empty(0, np.int32))
     laws = [weights / weights.sum()]
     for row in (draft, root):
         law = softmax(row)
         law[np.argsort(-law)[5:]] = 0
         laws.append(law / law.sum())
-    np.testing.assert_allclose(found, oracle.law_features(*laws), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:6], oracle.law_features(*laws), rtol=2e-5, atol=1e-6)
     assert found[3] < 30, "divergences stay finite where a law lacks a token"
 
 
 def test_equal_laws_have_no_distance():
     row = np.random.default_rng(1).normal(size=99).astype(np.float32)
-    found = _core.law_features(row, _core.RowParams(temperature=1.0), [], 0, row, row)
-    np.testing.assert_allclose(found[3:], 0, atol=1e-12)
+    found = _core.root_scalars(row, _core.RowParams(temperature=1.0), [1], 0, row, row)
+    np.testing.assert_allclose(found[3:6], 0, atol=1e-12)
     assert found[0] == found[1] == found[2]
+
+
+def test_scalars_name_what_is_there():
+    row = np.zeros(8, dtype=np.float32)
+    params = _core.RowParams(temperature=0.75, top_p=0.5)
+    found = dict(zip(SCALARS, _core.root_scalars(row, params, [3] * 20, 5, row, row), strict=True))
+    assert found["log_context"] == np.float32(np.log(20.0))
+    assert (found["temperature"], found["top_p"]) == (0.75, 0.5)
+    assert found["draft_entropy"] == pytest.approx(np.log(8.0), rel=1e-6)
+    with pytest.raises(ValueError, match="tokens_before must be at least 1, got 0"):
+        _core.root_scalars(row, params, [], 0, row, row)
+
+
+@pytest.mark.parametrize("states", [{}, {"draft_root": 12}])
+def test_the_choice_of_one_call_is_that_of_its_parts(states):
+    rng, selector = np.random.default_rng(5), random_selector(states)
+    rows = [rng.normal(size=60, scale=3).astype(np.float32) for _ in range(3)]
+    known = [rng.normal(size=12).astype(np.float32) for _ in states]
+    chosen = set()
+    for temperature, top_k in product((0.3, 0.8, 2.0), (0, 4)):
+        params = _core.RowParams(temperature=temperature, top_k=top_k, presence_penalty=0.3)
+        history = np.array([3, 9, 3, 50], dtype=np.int32)
+        view = RootView(rows[0], params, history, 2, *rows[1:], temperature, top_k, 1.0)
+        found = selector.choose_at(view, known, 20, 8)
+        assert found == selector.choose(known, view.scalars(), 20, 8)
+        chosen.add(found)
+    assert len(chosen) > 1, "the laws must matter"
 
 
 # ------------------------------------------------------------------ the file

@@ -113,6 +113,22 @@ LawFeatures law_features(const TargetRow& target, const TargetRow& draft, const 
           distance(p.prob.data(), q.prob.data(), size)};
 }
 
+RootScalars root_scalars(const LawFeatures& laws, int64_t tokens_before,
+                         const SamplingParams& sampling) {
+  TREESPEC_CHECK(tokens_before >= 1, "root_scalars: tokens_before must be at least 1, got ",
+                 tokens_before);
+  const auto narrow = [](double value) { return static_cast<float>(value); };
+  return {narrow(laws.target_entropy),
+          narrow(laws.draft_entropy),
+          narrow(laws.root_entropy),
+          narrow(laws.target_to_draft),
+          narrow(laws.draft_to_target),
+          narrow(laws.distance),
+          narrow(std::log(static_cast<double>(tokens_before))),
+          narrow(sampling.temperature),
+          narrow(sampling.top_p)};
+}
+
 int64_t SelectorSizes::num_parameters() const {
   int64_t count = 2 * int64_t{num_scalars};
   for (int32_t s = 0; s < num_states; ++s) {

@@ -23,11 +23,10 @@ RowsView row_view(const BorrowedArray& row, const char* name) {
   return {row.data, float_dtype(row, name), 1, row.shape[0], row.shape[0]};
 }
 
-std::array<double, 6> features_of(const py::object& target_logits, const SamplingParams& params,
-                                  const py::object& history_ids, int64_t prompt_length,
-                                  const py::object& draft_logits, const py::object& root_logits,
-                                  double draft_temperature, int32_t draft_top_k,
-                                  double draft_top_p) {
+RootScalars scalars_of(const py::object& target_logits, const SamplingParams& params,
+                       const py::object& history_ids, int64_t prompt_length,
+                       const py::object& draft_logits, const py::object& root_logits,
+                       double draft_temperature, int32_t draft_top_k, double draft_top_p) {
   const BorrowedArray target = borrow(target_logits, "target_logits");
   const BorrowedArray draft = borrow(draft_logits, "draft_logits");
   const BorrowedArray root = borrow(root_logits, "root_logits");
@@ -45,9 +44,7 @@ std::array<double, 6> features_of(const py::object& target_logits, const Samplin
   process_logits(target_row, 0, params, {view(history), prompt_length}, {}, nullptr, {}, p);
   process_logits(draft_row, 0, draft_params, {}, {}, nullptr, {}, q);
   process_logits(root_row, 0, draft_params, {}, {}, nullptr, {}, r);
-  const LawFeatures found = law_features(p, q, r);
-  return {found.target_entropy,  found.draft_entropy,   found.root_entropy,
-          found.target_to_draft, found.draft_to_target, found.distance};
+  return root_scalars(law_features(p, q, r), history.size(), params);
 }
 
 SelectorSizes sizes_of(const std::vector<int32_t>& state_widths, int32_t projection_width,
@@ -83,7 +80,7 @@ struct Inputs {
   std::vector<Floats> held;
   std::vector<const float*> states;
 
-  Inputs(const SelectorSizes& sizes, const std::vector<Floats>& given, const Floats& scalars)
+  Inputs(const SelectorSizes& sizes, const std::vector<Floats>& given, int64_t num_scalars)
       : held(given) {
     TREESPEC_CHECK(static_cast<int32_t>(given.size()) == sizes.num_states,
                    "DelayedSelector: states must be ", sizes.num_states, " rows, got ",
@@ -95,8 +92,8 @@ struct Inputs {
                      " numbers, got ", state.size());
       states.push_back(state.data());
     }
-    TREESPEC_CHECK(scalars.size() == sizes.num_scalars, "DelayedSelector: scalars must be ",
-                   sizes.num_scalars, " numbers, got ", scalars.size());
+    TREESPEC_CHECK(num_scalars == sizes.num_scalars, "DelayedSelector: scalars must be ",
+                   sizes.num_scalars, " numbers, got ", num_scalars);
   }
 };
 
@@ -112,7 +109,7 @@ void bind_selector(py::module_& m) {
           "score",
           [](const DelayedSelector& self, const std::vector<Floats>& states,
              const Floats& scalars) {
-            const Inputs inputs(self.sizes(), states, scalars);
+            const Inputs inputs(self.sizes(), states, scalars.size());
             std::vector<float> scores(self.shapes().size());
             self.score(inputs.states.data(), scalars.data(), scores.data());
             return to_numpy(scores);
@@ -122,19 +119,48 @@ void bind_selector(py::module_& m) {
           "choose",
           [](const DelayedSelector& self, const std::vector<Floats>& states, const Floats& scalars,
              int32_t node_budget, int32_t max_depth) {
-            const Inputs inputs(self.sizes(), states, scalars);
+            const Inputs inputs(self.sizes(), states, scalars.size());
             return self.choose(inputs.states.data(), scalars.data(), node_budget, max_depth);
           },
           py::arg("states"), py::arg("scalars"), py::arg("node_budget"), py::arg("max_depth"),
-          "Place of the best shape that fits, the first among equals.");
-  m.def("law_features", &features_of, py::arg("target_logits"), py::arg("params"),
-        py::arg("history_ids"), py::arg("prompt_length"), py::arg("draft_logits"),
-        py::arg("root_logits"), py::kw_only(), py::arg("draft_temperature") = 1.0,
-        py::arg("draft_top_k") = 0, py::arg("draft_top_p") = 1.0,
-        R"(Six numbers of the laws before and after the root.
+          "Place of the best shape that fits, the first among equals.")
+      .def(
+          "choose_at_root",
+          [](const DelayedSelector& self, const std::vector<Floats>& states, int32_t node_budget,
+             int32_t max_depth, const py::object& target_logits, const SamplingParams& params,
+             const py::object& history_ids, int64_t prompt_length, const py::object& draft_logits,
+             const py::object& root_logits, double draft_temperature, int32_t draft_top_k,
+             double draft_top_p) {
+            const RootScalars scalars =
+                scalars_of(target_logits, params, history_ids, prompt_length, draft_logits,
+                           root_logits, draft_temperature, draft_top_k, draft_top_p);
+            const Inputs inputs(self.sizes(), states, static_cast<int64_t>(scalars.size()));
+            return self.choose(inputs.states.data(), scalars.data(), node_budget, max_depth);
+          },
+          py::arg("states"), py::arg("node_budget"), py::arg("max_depth"), py::arg("target_logits"),
+          py::arg("params"), py::arg("history_ids"), py::arg("prompt_length"),
+          py::arg("draft_logits"), py::arg("root_logits"), py::arg("draft_temperature"),
+          py::arg("draft_top_k"), py::arg("draft_top_p"),
+          "choose() with the numbers of root_scalars(), in one call for a round.");
+  m.def(
+      "root_scalars",
+      [](const py::object& target_logits, const SamplingParams& params,
+         const py::object& history_ids, int64_t prompt_length, const py::object& draft_logits,
+         const py::object& root_logits, double draft_temperature, int32_t draft_top_k,
+         double draft_top_p) {
+        const RootScalars found =
+            scalars_of(target_logits, params, history_ids, prompt_length, draft_logits, root_logits,
+                       draft_temperature, draft_top_k, draft_top_p);
+        return Floats(static_cast<py::ssize_t>(found.size()), found.data());
+      },
+      py::arg("target_logits"), py::arg("params"), py::arg("history_ids"), py::arg("prompt_length"),
+      py::arg("draft_logits"), py::arg("root_logits"), py::arg("draft_temperature") = 1.0,
+      py::arg("draft_top_k") = 0, py::arg("draft_top_p") = 1.0,
+      R"(What a selector reads beside hidden states: [9] float32.
 
-(H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1): p is the processed target row, q and
-q_root are the drafter's at its own temperature and truncation.)");
+H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1, the logarithm of the history's length,
+temperature and top-p: p is the processed target row after the history, q and q_root are the drafter's
+before and after the root at its own temperature and truncation.)");
 }
 
 }  // namespace treespec::python

@@ -4,10 +4,12 @@
 // 2602.16994, section 5.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "treespec/array_view.h"
+#include "treespec/sampling.h"
 #include "treespec/target_row.h"
 
 namespace treespec {
@@ -31,6 +33,13 @@ constexpr double kLeastProbability = 1e-9;
 /// Rows must be loaded and without left-out tokens; vocabularies may differ in length, what a row
 /// lacks is impossible. Sums have a fixed order. Throws InvalidArgument for an empty row.
 LawFeatures law_features(const TargetRow& target, const TargetRow& draft, const TargetRow& root);
+
+/// What a selector reads beside hidden states: the laws in the order above, the logarithm of the
+/// number of tokens before the root, temperature and top-p of the target's law.
+using RootScalars = std::array<float, 9>;
+/// Throws InvalidArgument unless a token is before the root.
+RootScalars root_scalars(const LawFeatures& laws, int64_t tokens_before,
+                         const SamplingParams& sampling);
 
 /// A trunk of `trunk` draws, then `num_paths` branches of `branch` draws: options of the builder
 /// "delayed".

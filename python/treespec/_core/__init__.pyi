@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import device
-__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'law_features', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_tree', 'sample_at_position', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_scalars', 'root_tree', 'sample_at_position', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -263,6 +263,10 @@ class DelayedSelector:
         """
         Place of the best shape that fits, the first among equals.
         """
+    def choose_at_root(self, states: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], node_budget: typing.SupportsInt | typing.SupportsIndex, max_depth: typing.SupportsInt | typing.SupportsIndex, target_logits: typing.Any, params: RowParams, history_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, draft_logits: typing.Any, root_logits: typing.Any, draft_temperature: typing.SupportsFloat | typing.SupportsIndex, draft_top_k: typing.SupportsInt | typing.SupportsIndex, draft_top_p: typing.SupportsFloat | typing.SupportsIndex) -> int:
+        """
+        choose() with the numbers of root_scalars(), in one call for a round.
+        """
     def score(self, states: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], scalars: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         """
         [num_shapes] float32
@@ -503,13 +507,6 @@ def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     """
     Smallest id whose cumulative weight exceeds u * total.
     """
-def law_features(target_logits: typing.Any, params: RowParams, history_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, draft_logits: typing.Any, root_logits: typing.Any, *, draft_temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0, draft_top_k: typing.SupportsInt | typing.SupportsIndex = 0, draft_top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> typing.Annotated[list[float], "FixedSize(6)"]:
-    """
-    Six numbers of the laws before and after the root.
-    
-    (H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1): p is the processed target row, q and
-    q_root are the drafter's at its own temperature and truncation.
-    """
 def node_acceptance(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]]) -> list[float]:
     """
     [n + 1] probability that each node is accepted, the root first.
@@ -549,6 +546,14 @@ def random53(seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typin
 def require_sound(who: str, tree: TokenTree) -> None:
     """
     Raises ValueError with the first violation.
+    """
+def root_scalars(target_logits: typing.Any, params: RowParams, history_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, draft_logits: typing.Any, root_logits: typing.Any, draft_temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0, draft_top_k: typing.SupportsInt | typing.SupportsIndex = 0, draft_top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    What a selector reads beside hidden states: [9] float32.
+    
+    H(p), H(q), H(q_root), KL(p || q), KL(q || p), ||p - q||_1, the logarithm of the history's length,
+    temperature and top-p: p is the processed target row after the history, q and q_root are the drafter's
+    before and after the root at its own temperature and truncation.
     """
 def root_tree(token: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
     """

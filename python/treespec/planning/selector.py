@@ -21,7 +21,7 @@ from treespec.drafts.base import Drafter
 from treespec.growth import Recipe
 from treespec.planning.base import Planner
 from treespec.selector.actions import Action
-from treespec.selector.features import STATES, as_float32, scalars
+from treespec.selector.features import STATES, RootView, as_float32
 from treespec.selector.selector import Selector
 from treespec.targets.base import Array, Needs, TargetStates, in_numpy
 
@@ -110,10 +110,9 @@ class SelectorPlan(Planner):
     def choose(self, g: Generation, source: Any) -> Action:
         """The action of the coming round: a function of the text so far."""
         rows, before = source.root_rows, g.plan_state
-        numbers = scalars(
+        view = RootView.of(
             before.logits,
             g.row_params,
-            g.params.top_p,
             g.tokens[:-1],
             g.prompt_length,
             rows,
@@ -122,7 +121,7 @@ class SelectorPlan(Planner):
         known = dict(zip(STATES, (before.state, rows.before_state, rows.root_state), strict=True))
         states = [as_float32(known[name]) for name in self.selector.states]
         depth = min(self._max_depth, g.useful_depth)
-        return self.selector.choose(states, numbers, self.max_nodes, depth)
+        return self.selector.choose_at(view, states, self.max_nodes, depth)
 
     def learn(
         self,

@@ -44,46 +44,63 @@ class Setting(NamedTuple):
         return f"T {self.temperature:g}" + (f", top-p {self.top_p:g}" if self.top_p < 1 else "")
 
 
-def scalars(
-    target_logits: Any,
-    row_params: _core.RowParams,
-    top_p: float,
-    history: npt.NDArray[np.integer[Any]],
-    prompt_length: int,
-    rows: RootRows,
-    settings: DraftSettings,
-) -> Float32Array:
-    """The numbers of `SCALARS`.
+class RootView(NamedTuple):
+    """What the laws around a root follow from, as the core takes it.
 
-    The paper also gives the network the latencies of one draft and one target forward. On one
-    machine with latencies that do not depend on the length they are constants, and left out.
-
-    Parameters
+    Attributes
     ----------
     target_logits
         ``[V]``, from which the root was drawn.
-    row_params, top_p
+    params
         How the target's law follows from them.
-    history
-        The text before the root.
-    prompt_length
-        Tokens of `history` that are prompt.
-    rows, settings
-        What the drafter knows, and how it draws.
+    history_ids, prompt_length
+        The text before the root, and how much of it is prompt.
+    draft_logits, root_logits
+        ``[V_draft]``: the drafter's, after the token before the root, and after the root.
+    draft_temperature, draft_top_k, draft_top_p
+        How the drafter draws.
     """
-    laws = _core.law_features(
-        in_numpy(target_logits),
-        row_params,
-        history,
-        prompt_length,
-        in_numpy(rows.before),
-        in_numpy(rows.root),
-        draft_temperature=settings.temperature,
-        draft_top_k=settings.top_k,
-        draft_top_p=settings.top_p,
-    )
-    sampling = (np.log(len(history)), row_params.temperature, top_p)
-    return np.array((*laws, *sampling), dtype=np.float32)
+
+    target_logits: npt.NDArray[Any]
+    params: _core.RowParams
+    history_ids: npt.NDArray[np.integer[Any]]
+    prompt_length: int
+    draft_logits: npt.NDArray[Any]
+    root_logits: npt.NDArray[Any]
+    draft_temperature: float
+    draft_top_k: int
+    draft_top_p: float
+
+    @staticmethod
+    def of(
+        target_logits: Any,
+        params: _core.RowParams,
+        history_ids: npt.NDArray[np.integer[Any]],
+        prompt_length: int,
+        rows: RootRows,
+        settings: DraftSettings,
+    ) -> RootView:
+        """From rows of the models, wherever they are, and the settings of the drafter."""
+        return RootView(
+            in_numpy(target_logits),
+            params,
+            history_ids,
+            prompt_length,
+            in_numpy(rows.before),
+            in_numpy(rows.root),
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+        )
+
+    def scalars(self) -> Float32Array:
+        """The numbers of `SCALARS`.
+
+        The paper also gives the network the latencies of one draft and one target forward. On one
+        machine with latencies that do not depend on the length they are constants, and left out.
+        """
+        numbers: Float32Array = _core.root_scalars(*self)
+        return numbers
 
 
 def as_float32(state: Any) -> Float32Array:

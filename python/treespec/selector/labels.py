@@ -24,7 +24,7 @@ import numpy.typing as npt
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.selector.actions import ACTIONS, Action
-from treespec.selector.features import STATES, Setting, as_float32, scalars
+from treespec.selector.features import STATES, RootView, Setting, as_float32
 from treespec.selector.supersets import Pair, Root, draft_settings, evaluate
 from treespec.tuning.pair import Progress, as_decoder, prompt_list
 
@@ -266,15 +266,14 @@ class _Gathered:
         found = {
             "setting": np.int32(place),
             "prompt": np.int32(prompt),
-            "scalars": scalars(
+            "scalars": RootView.of(
                 root.target_logits,
                 sampling.row_params(),
-                sampling.top_p,
                 np.array(text[: root.position], dtype=np.int32),
                 root.position,
                 root.rows,
                 draft_settings(sampling),
-            ),
+            ).scalars(),
             "rows": np.mean([one.rows for one in seen], axis=0).astype(np.float16),
         }
         states = (root.target_state, root.rows.before_state, root.rows.root_state)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from treespec import _core
 from treespec.config import SamplingParams
 from treespec.selector.actions import Action
-from treespec.selector.features import SCALARS, STATES, Float32Array, Setting
+from treespec.selector.features import SCALARS, STATES, Float32Array, RootView, Setting
 from treespec.tuning.costs import Costs
 
 _FORMAT, _VERSION = "treespec.selector", 1
@@ -178,6 +178,13 @@ class Selector:
             For rows of another length, NaN, or when no action is that small.
         """
         place = self._network.choose(list(states), scalars, node_budget, max_depth)
+        return self.config.actions[place]
+
+    def choose_at(
+        self, root: RootView, states: Sequence[Float32Array], node_budget: int, max_depth: int
+    ) -> Action:
+        """`choose` with the scalars of a root, in one call of the core."""
+        place = self._network.choose_at_root(states, node_budget, max_depth, *root)
         return self.config.actions[place]
 
     def check_sampling(self, params: SamplingParams) -> None:
