@@ -4,7 +4,7 @@
 Source: arXiv 2602.16994, section 5. What it leaves open, optimiser and rates, are choices of ours;
 so is the default objective. Roots have labels from few draws, and the paper's, a mean over roots
 with a penalty on single roots, takes their noise for regressions. On held-out prompts tokens over
-seconds in all, with little penalty, gained 2 % by replay where it lost 1 % (benchmarks/README.md).
+seconds in all, with little penalty, gained 4 % by replay where it lost 2 % (benchmarks/README.md).
 """
 
 from __future__ import annotations
