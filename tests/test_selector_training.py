@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import treespec
 from treespec.cli import build_app
+from treespec.cli.train_selector import _print_report
 from treespec.config import SamplingParams
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
@@ -21,7 +22,7 @@ from treespec.selector.actions import ACTIONS, PLACE, Action
 from treespec.selector.features import SCALARS, STATES, Setting
 from treespec.selector.labels import ROUNDS, WRITTEN_WITH, Labels, collect_labels
 from treespec.selector.latency import round_seconds
-from treespec.selector.report import compare
+from treespec.selector.report import Row, compare
 from treespec.selector.selector import Selector
 from treespec.selector.supersets import Pair, evaluate
 from treespec.selector.training import (
@@ -276,12 +277,23 @@ def test_the_command_trains_a_selector_that_decodes(tmp_path):
         "--out", tmp_path / "t.safetensors",
     )  # fmt: skip
     assert again.exit_code == 0, again.output
+    assert "times the speed of the best single trees" in again.output
     for file in (out, tmp_path / "t.safetensors"):
         text = run(
             "generate", "ab c", *models, "--builder", "delayed", "--selector", file,
             "--temperature", 0.7, "-n", 8,
         )  # fmt: skip
         assert text.exit_code == 0, text.output
+
+
+@pytest.mark.parametrize("speed, pays", [(1.04, True), (0.98, False)])
+def test_a_selector_that_does_not_pay_is_called_so(capsys, tmp_path, speed, pays):
+    measured = (speed, speed - 0.01, speed + 0.01)
+    row = Row(Setting(0.7), "selector", None, 2.0, 100.0, measured, measured)
+    _print_report(tmp_path / "s.safetensors", [row], 900, 200)
+    shown = capsys.readouterr().out
+    assert f"{speed:.2f} times the speed of the best single trees" in shown
+    assert ("It does not pay" in shown) is not pays
 
 
 @pytest.mark.parametrize(

@@ -371,12 +371,21 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _print_report(out: Path, rows: Sequence[Row], seen: int, unseen: int) -> None:
+    from treespec.selector.report import overall
+
     console = Console()
     console.print(
         f"\n[bold]{seen}[/] roots to train on, [bold]{unseen}[/] of other prompts to judge by; "
         "intervals are 95 %, over prompts"
     )
     print_rows(console, rows)
+    speed = overall(rows, "selector")
+    console.print(f"\nthe selector: [bold]{speed:.2f}[/] times the speed of the best single trees")
+    if speed <= 1:
+        console.print(
+            "It does not pay: take the best single tree, or train on more --prompts.",
+            style="yellow",
+        )
     console.print(f"written to {out}; use it with\n", style="dim", soft_wrap=True)
     command = ["treespec", "generate", "--builder", "delayed", "--selector", str(out)]
     temperature = f"{rows[0].setting.temperature:g}"
