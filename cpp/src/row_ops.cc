@@ -332,6 +332,34 @@ TREESPEC_SIMD void exp_units(const double* block, int64_t size, double top, doub
   for (int64_t t = 0; t < size; ++t) unit[t] = shared::exp_unit(block[t], top, scale);
 }
 
+namespace {
+
+template <class T>
+TREESPEC_INLINE void law_points_of(const T* block, int64_t size, T top, double scale,
+                                   const shared::Normaliser& normaliser, double* prob,
+                                   double* log_prob) {
+  const shared::Normaliser by = normaliser;  // local: it cannot alias what is written
+  for (int64_t t = 0; t < size; ++t) {
+    const auto unit = static_cast<double>(shared::exp_unit(block[t], top, by.inverse_temperature));
+    const shared::LawPoint point = by.point(scale * unit, static_cast<double>(block[t]));
+    prob[t] = point.prob;
+    log_prob[t] = point.log_prob;
+  }
+}
+
+}  // namespace
+
+TREESPEC_SIMD void law_points(const float* block, int64_t size, float top, double scale,
+                              const shared::Normaliser& normaliser, double* prob,
+                              double* log_prob) {
+  law_points_of(block, size, top, scale, normaliser, prob, log_prob);
+}
+TREESPEC_SIMD void law_points(const double* block, int64_t size, double top, double scale,
+                              const shared::Normaliser& normaliser, double* prob,
+                              double* log_prob) {
+  law_points_of(block, size, top, scale, normaliser, prob, log_prob);
+}
+
 TREESPEC_SIMD void lane_sums(const double* block, int64_t size, double* lane) {
   double sum[shared::kLanes] = {};  // local: it cannot alias the block
   for (int64_t begin = 0; begin < size; begin += shared::kLanes) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "shared/block_sum.hd.h"
+#include "shared/law.hd.h"
 #include "shared/math.hd.h"
 #include "treespec/array_view.h"
 #include "treespec/rng.h"
@@ -105,6 +106,11 @@ double exp_sum(const double* block, int64_t size, double top, double scale, cons
 /// unit[t] = shared::exp_unit(block[t], top, scale).
 void exp_units(const float* block, int64_t size, float top, double scale, double* unit);
 void exp_units(const double* block, int64_t size, double top, double scale, double* unit);
+/// The law of a block of logits: points of `scale` * exp_units.
+void law_points(const float* block, int64_t size, float top, double scale,
+                const shared::Normaliser& normaliser, double* prob, double* log_prob);
+void law_points(const double* block, int64_t size, double top, double scale,
+                const shared::Normaliser& normaliser, double* prob, double* log_prob);
 /// Lane sums of a block of float64 values, and their sum by the same partition.
 void lane_sums(const double* block, int64_t size, double* lane);
 double lane_sum(const double* block, int64_t size);

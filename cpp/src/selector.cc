@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
+#include "shared/block_sum.hd.h"
+#include "shared/law.hd.h"
 #include "shared/selector.hd.h"
 #include "shared/simd.h"
 #include "treespec/error.h"
@@ -14,61 +15,41 @@ namespace treespec {
 namespace {
 
 constexpr int32_t kWidest = 1 << 16;  // of a row in the network
-constexpr int64_t kWays = 8;          // partial sums of a row: entry t goes to t % 8
 
-/// Partial sums, added pairwise.
-double joined(const double* way) {
-  return ((way[0] + way[4]) + (way[2] + way[6])) + ((way[1] + way[5]) + (way[3] + way[7]));
-}
+/// The law of a row in one block of the vocabulary; padded to whole lanes by impossible tokens,
+/// which add nothing to any sum.
+struct LawBlock {
+  double prob[shared::kBlock], log_prob[shared::kBlock];
 
-/// A law padded with zeros to `size`, a multiple of kWays, and its logarithms.
-struct Law {
-  std::vector<double> prob, log_prob;
-
-  void load(const TargetRow& row, int64_t size);
-  double entropy() const;
+  void load(const TargetRow& row, double mass, int64_t block) {
+    const int64_t left = row.vocab_size() - block * shared::kBlock;
+    const int64_t size = std::clamp(left, int64_t{0}, shared::kBlock);
+    if (size > 0) row.law(block, mass, prob, log_prob);
+    std::fill(prob + size, prob + shared::kBlock, shared::LawPoint{}.prob);
+    std::fill(log_prob + size, log_prob + shared::kBlock, shared::LawPoint{}.log_prob);
+  }
+  shared::LawPoint operator[](int64_t i) const { return {prob[i], log_prob[i]}; }
 };
 
-TREESPEC_SIMD void normalise(double* weight, int64_t size, double mass, double* bounded) {
-  for (int64_t t = 0; t < size; ++t) {
-    weight[t] /= mass;
-    bounded[t] = weight[t] > kLeastProbability ? weight[t] : kLeastProbability;
-  }
-}
-TREESPEC_SIMD void logarithms(double* values, int64_t size) {
-  for (int64_t t = 0; t < size; ++t) values[t] = shared::log_unit(values[t]);
-}
-
-/// Sum of p * (x - y); y null is 0.
-TREESPEC_SIMD double mean_gap(const double* p, const double* x, const double* y, int64_t size) {
-  double way[kWays] = {};
-  for (int64_t t = 0; t < size; t += kWays) {
-    for (int64_t i = 0; i < kWays; ++i) {
-      way[i] += p[t + i] * (y == nullptr ? x[t + i] : x[t + i] - y[t + i]);
+/// The terms of a block, summed; `size` is a multiple of the lanes.
+TREESPEC_SIMD LawFeatures block_features(const LawBlock& p, const LawBlock& q, const LawBlock& r,
+                                         int64_t size) {
+  constexpr int64_t kLanes = shared::kLanes;
+  double lane[6][kLanes] = {};
+  for (int64_t begin = 0; begin < size; begin += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const int64_t t = begin + i;
+      const LawFeatures terms = shared::law_terms(p[t], q[t], r[t]);
+      lane[0][i] += terms.target_entropy;
+      lane[1][i] += terms.draft_entropy;
+      lane[2][i] += terms.root_entropy;
+      lane[3][i] += terms.target_to_draft;
+      lane[4][i] += terms.draft_to_target;
+      lane[5][i] += terms.distance;
     }
   }
-  return joined(way);
-}
-
-TREESPEC_SIMD double distance(const double* p, const double* q, int64_t size) {
-  double way[kWays] = {};
-  for (int64_t t = 0; t < size; t += kWays) {
-    for (int64_t i = 0; i < kWays; ++i) way[i] += std::fabs(p[t + i] - q[t + i]);
-  }
-  return joined(way);
-}
-
-void Law::load(const TargetRow& row, int64_t size) {
-  TREESPEC_CHECK(row.vocab_size() > 0, "law_features: a row must have tokens, got none");
-  prob.assign(static_cast<size_t>(size), 0.0);
-  log_prob.resize(static_cast<size_t>(size));
-  row.expand(prob.data());
-  normalise(prob.data(), size, row.mass(), log_prob.data());
-  logarithms(log_prob.data(), size);
-}
-
-double Law::entropy() const {
-  return -mean_gap(prob.data(), log_prob.data(), nullptr, static_cast<int64_t>(prob.size()));
+  return {shared::lane_tree(lane[0]), shared::lane_tree(lane[1]), shared::lane_tree(lane[2]),
+          shared::lane_tree(lane[3]), shared::lane_tree(lane[4]), shared::lane_tree(lane[5])};
 }
 
 /// out[j] = bias[j] + sum over i of x[i] * weight[i, j], i ascending.
@@ -99,34 +80,31 @@ class Parameters {
 }  // namespace
 
 LawFeatures law_features(const TargetRow& target, const TargetRow& draft, const TargetRow& root) {
-  const int32_t longest = std::max({target.vocab_size(), draft.vocab_size(), root.vocab_size()});
-  const int64_t size = (int64_t{longest} + kWays - 1) / kWays * kWays;
-  static thread_local Law p, q, r;  // kept: vocabulary rows are too large to map afresh
-  p.load(target, size);
-  q.load(draft, size);
-  r.load(root, size);
-  return {p.entropy(),
-          q.entropy(),
-          r.entropy(),
-          mean_gap(p.prob.data(), p.log_prob.data(), q.log_prob.data(), size),
-          mean_gap(q.prob.data(), q.log_prob.data(), p.log_prob.data(), size),
-          distance(p.prob.data(), q.prob.data(), size)};
+  for (const TargetRow* row : {&target, &draft, &root}) {
+    TREESPEC_CHECK(row->vocab_size() > 0, "law_features: a row must have tokens, got none");
+  }
+  static thread_local LawBlock p, q, r;  // too large for the stacks of some threads
+  const double masses[] = {target.mass(), draft.mass(), root.mass()};
+  const int64_t longest = std::max({target.vocab_size(), draft.vocab_size(), root.vocab_size()});
+  LawFeatures sum;
+  for (int64_t block = 0; block < shared::num_blocks(longest); ++block) {
+    p.load(target, masses[0], block);
+    q.load(draft, masses[1], block);
+    r.load(root, masses[2], block);
+    const int64_t size = std::min(shared::kBlock, longest - block * shared::kBlock);
+    const int64_t whole_lanes = (size + shared::kLanes - 1) / shared::kLanes * shared::kLanes;
+    sum = shared::sum_of(sum, block_features(p, q, r, whole_lanes));
+  }
+  return sum;
 }
 
 RootScalars root_scalars(const LawFeatures& laws, int64_t tokens_before,
                          const SamplingParams& sampling) {
   TREESPEC_CHECK(tokens_before >= 1, "root_scalars: tokens_before must be at least 1, got ",
                  tokens_before);
-  const auto narrow = [](double value) { return static_cast<float>(value); };
-  return {narrow(laws.target_entropy),
-          narrow(laws.draft_entropy),
-          narrow(laws.root_entropy),
-          narrow(laws.target_to_draft),
-          narrow(laws.draft_to_target),
-          narrow(laws.distance),
-          narrow(std::log(static_cast<double>(tokens_before))),
-          narrow(sampling.temperature),
-          narrow(sampling.top_p)};
+  RootScalars out;
+  shared::write_root_scalars(laws, tokens_before, sampling.temperature, sampling.top_p, out.data());
+  return out;
 }
 
 int64_t SelectorSizes::num_parameters() const {

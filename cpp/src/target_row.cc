@@ -9,6 +9,7 @@
 #include "row_ops.h"
 #include "shared/block_sum.hd.h"
 #include "shared/fixed_point.hd.h"
+#include "shared/law.hd.h"
 #include "shared/math.hd.h"
 #include "treespec/error.h"
 #include "treespec/rng.h"
@@ -275,15 +276,21 @@ void TargetRow::take_units(ArrayView<const int32_t> tokens, const T* block, int6
 }
 
 void TargetRow::weigh_blocks() {
-  double top = kImpossible<double>;
-  for (const Block& block : block_) top = std::max(top, block.top);
-  TREESPEC_CHECK(top > kImpossible<double>, "target_logits: row ", row_,
+  const double row_top = top();
+  TREESPEC_CHECK(row_top > kImpossible<double>, "target_logits: row ", row_,
                  " must allow at least one token, every logit is -inf");
   for (Block& block : block_) {
     block.scale = block.top == kImpossible<double>
                       ? 0.0
-                      : shared::exp_nonpositive((block.top - top) * exponent_scale_);
+                      : shared::exp_nonpositive((block.top - row_top) * exponent_scale_);
   }
+}
+
+/// The largest score.
+double TargetRow::top() const {
+  double top = kImpossible<double>;
+  for (const Block& block : block_) top = std::max(top, block.top);
+  return top;
 }
 
 template <class T>
@@ -368,16 +375,20 @@ double TargetRow::unit(int32_t token) const {
     const bool kept = at != kept_token_.end() && *at == token;
     return kept ? kept_unit_[static_cast<size_t>(at - kept_token_.begin())] : 0.0;
   }
+  const double value = score(token);
+  const double top = block_[token / kBlock].top;
+  if (kind_ == Kind::kWeights) return value;
+  if (source_.dtype == DType::kFloat64) return unit_of(value, top, exponent_scale_);
+  return unit_of(static_cast<float>(value), static_cast<float>(top), exponent_scale_);
+}
+
+/// What the row was loaded from has of a token.
+double TargetRow::score(int32_t token) const {
   const int64_t at = row_ * source_.row_stride + token;
-  if (source_.dtype == DType::kFloat64) {
-    const double value = static_cast<const double*>(source_.data)[at];
-    if (kind_ == Kind::kWeights) return value;
-    return unit_of(value, block_[token / kBlock].top, exponent_scale_);
-  }
+  if (source_.dtype == DType::kFloat64) return static_cast<const double*>(source_.data)[at];
   float value = 0.0f;
   row::to_float(source_.data, source_.dtype, at, 1, &value);
-  if (kind_ == Kind::kWeights) return static_cast<double>(value);
-  return unit_of(value, static_cast<float>(block_[token / kBlock].top), exponent_scale_);
+  return static_cast<double>(value);
 }
 
 TargetRow::Units TargetRow::units(int64_t block, double* buffer) const {
@@ -424,6 +435,40 @@ void TargetRow::expand(double* weights) const {
       weights[block.token_of(i)] = block.scale * block.unit[i];
     }
   }
+}
+
+void TargetRow::law(int64_t block, double mass, double* prob, double* log_prob) const {
+  if (kind_ == Kind::kLogits && block_[block].scale > 0.0) {
+    return source_.dtype == DType::kFloat64 ? law_of_logits<double>(block, mass, prob, log_prob)
+                                            : law_of_logits<float>(block, mass, prob, log_prob);
+  }
+  double buffer[kBlock];
+  const Units units = this->units(block, buffer);
+  const auto normaliser = shared::Normaliser::of(mass, top(), exponent_scale_);
+  const bool scored = kind_ != Kind::kWeights && source_.data != nullptr;
+  const int64_t begin = block * kBlock;
+  const int64_t size = std::min(kBlock, source_.width - begin);
+  std::fill_n(prob, size, shared::LawPoint{}.prob);
+  std::fill_n(log_prob, size, shared::LawPoint{}.log_prob);
+  for (int64_t i = 0; i < units.unit.size(); ++i) {
+    if (!(units.unit[i] > 0.0)) continue;
+    const int32_t token = units.token_of(i);
+    const double weight = units.scale * units.unit[i];
+    const shared::LawPoint point = scored ? normaliser.point(weight, score(token))
+                                          : shared::point_of(weight * normaliser.inverse_mass);
+    prob[token - begin] = point.prob;
+    log_prob[token - begin] = point.log_prob;
+  }
+}
+
+template <class T>
+void TargetRow::law_of_logits(int64_t block, double mass, double* prob, double* log_prob) const {
+  const int64_t begin = block * kBlock;
+  const int64_t size = std::min(kBlock, source_.width - begin);
+  Reader<T> reader(source_, row_);
+  row::law_points(reader.read(begin, size), size, static_cast<T>(block_[block].top),
+                  block_[block].scale, shared::Normaliser::of(mass, top(), exponent_scale_), prob,
+                  log_prob);
 }
 
 namespace {

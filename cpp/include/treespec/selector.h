@@ -31,7 +31,9 @@ struct LawFeatures {
 constexpr double kLeastProbability = 1e-9;
 
 /// Rows must be loaded and without left-out tokens; vocabularies may differ in length, what a row
-/// lacks is impossible. Sums have a fixed order. Throws InvalidArgument for an empty row.
+/// lacks is impossible. Sums in float64 by the partition of shared/block_sum.hd.h, with the same
+/// bits on CPU and GPU; logarithms of rows of logits come from the logits. Throws InvalidArgument
+/// for an empty row.
 LawFeatures law_features(const TargetRow& target, const TargetRow& draft, const TargetRow& root);
 
 /// What a selector reads beside hidden states: the laws in the order above, the logarithm of the

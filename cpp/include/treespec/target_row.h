@@ -61,6 +61,10 @@ class TargetRow {
   Units units(int64_t block, double* buffer) const;
   /// All weights, `[vocab_size]`.
   void expand(double* weights) const;
+  /// The law of a block, `[size]`: probabilities and their logarithms, in which a probability below
+  /// kLeastProbability (selector.h) counts as that. `mass`: what mass() returns. For rows that were
+  /// loaded without left-out tokens.
+  void law(int64_t block, double mass, double* prob, double* log_prob) const;
 
   /// Memory that lives as long as this row, for scores that differ from the model's: `[size]`.
   float* own_scores(int64_t size, float) { return resized(own_float_, size); }
@@ -90,8 +94,11 @@ class TargetRow {
   void take_units(ArrayView<const int32_t> tokens, const T* block, int64_t begin, int64_t size,
                   T top, bool possible);
   void weigh_blocks();
+  template <class T>
+  void law_of_logits(int64_t block, double mass, double* prob, double* log_prob) const;
   double unit(int32_t token) const;
-  double score(int64_t token) const;
+  double score(int32_t token) const;
+  double top() const;
 
   Kind kind_ = Kind::kWeights;
   RowsView source_;
