@@ -6,6 +6,7 @@
 
 #include "row_sums.cuh"
 #include "shared/fixed_point.hd.h"
+#include "shared/law.hd.h"
 #include "treespec/rng.h"
 #include "truncation.cuh"
 
@@ -45,14 +46,18 @@ struct LogitReader {
   }
 };
 
+/// Weights of the blocks of a row.
+struct BlockWeights {
+  double scale[kMostBlocks];  // of one unit; 0: nothing is possible in this block
+  double mass[kMostBlocks];
+};
+
 /// What all pairs of a walk share: inputs, and scratch memory.
 struct WalkContext {
   static constexpr int kThreads = 512;
 
   struct Shared {
     uint64_t mass[kMostBlocks];
-    double scale[kMostBlocks];
-    double block_mass[kMostBlocks];
     union {
       uint64_t share[kBlock];
       RankSearch<kThreads>::Shared search;
@@ -68,8 +73,9 @@ struct WalkContext {
   RowSums sums;
   DraftLaw law;
   Shared* shared;
-  int64_t first_row;  // of this sequence
-  double scale;       // 1 / temperature
+  BlockWeights* weights;  // shared memory; of the row that was loaded last
+  int64_t first_row;      // of this sequence
+  double scale;           // 1 / temperature
   Sampling sampling;
   ScoreChanges changes;
   const uint32_t* use_table;
@@ -204,6 +210,23 @@ class DevicePair {
     return sum(total);
   }
 
+  /// The target's own row as TargetRow::law has it; after load without a law.
+  TREESPEC_DEVICE shared::Normaliser normaliser() const {
+    const float* top = context_->sums.top + node_ * context_->rows.num_blocks;
+    float row_top = kLowest;
+    for (int32_t b = 0; b < context_->rows.num_blocks; ++b) {
+      row_top = top[b] > row_top ? top[b] : row_top;
+    }
+    return shared::Normaliser::of(rest_of_row(), static_cast<double>(row_top), context_->scale);
+  }
+  TREESPEC_DEVICE shared::LawPoint point(int32_t token, const shared::Normaliser& by) const {
+    const double scale = scale_of(token);
+    if (!(scale > 0.0)) return {};
+    const float logit = score(token);
+    const double weight = scale * kept_unit(logit, token);
+    return weight > 0.0 ? by.point(weight, static_cast<double>(logit)) : shared::LawPoint{};
+  }
+
   TREESPEC_DEVICE_CALL void remove(int32_t token) {
     constexpr uint64_t kTooSmall = uint64_t{1} << 50;  // as on the CPU
     const int32_t at = find(token);
@@ -219,7 +242,8 @@ class DevicePair {
     Context::Shared& s = *context_->shared;
     weigh_blocks(truncated_ ? context_->sums.kept : context_->sums.sum);
     for (int32_t b = simt::thread(); b < context_->rows.num_blocks; b += kThreads) {
-      s.mass[b] = static_cast<uint64_t>(shared::to_fixed(rest_scale_ * s.block_mass[b]));
+      const double mass = context_->weights->mass[b];
+      s.mass[b] = static_cast<uint64_t>(shared::to_fixed(rest_scale_ * mass));
     }
     simt::sync_block();
     for (int32_t i = simt::thread(); i < law_.size; i += kThreads) {
@@ -240,9 +264,8 @@ class DevicePair {
   /// A token of the target's own row, by the race of `treespec::sample_at_position`. After load
   /// without a law.
   TREESPEC_DEVICE_CALL int32_t sample_at_position(const RoundKey& key) const {
-    Context::Shared& s = *context_->shared;
     const int32_t block = winner(key, context_->rows.num_blocks, [&](int32_t b) {
-      return Entrant{s.block_mass[b], kBlockDraw + static_cast<uint32_t>(b)};
+      return Entrant{context_->weights->mass[b], kBlockDraw + static_cast<uint32_t>(b)};
     });
     const auto kLanes = static_cast<int32_t>(shared::kLanes);
     const int32_t begin = block * static_cast<int32_t>(kBlock);
@@ -285,10 +308,10 @@ class DevicePair {
     return shared::from_fixed(target_sum_) + rest_mass_;
   }
 
-  /// Fills `scale` and `block_mass` of all blocks; false, and the problem is noted, when the row
+  /// Fills the context's weights; false, and the problem is noted, when the row
   /// has NaN, +inf, or nothing.
   TREESPEC_DEVICE_CALL bool weigh_blocks(const double* sum) const {
-    Context::Shared& s = *context_->shared;
+    BlockWeights& weights = *context_->weights;
     const int32_t num_blocks = context_->rows.num_blocks;
     const float* top = context_->sums.top + node_ * num_blocks;
     float row_top = kLowest;
@@ -303,8 +326,8 @@ class DevicePair {
     simt::sync_block();  // nobody reads the values of another row any more
     for (int32_t b = simt::thread(); b < num_blocks; b += kThreads) {
       const double below = static_cast<double>(top[b]) - static_cast<double>(row_top);
-      s.scale[b] = top[b] == kLowest ? 0.0 : shared::exp_nonpositive(below * context_->scale);
-      s.block_mass[b] = s.scale[b] * sum[node_ * num_blocks + b];
+      weights.scale[b] = top[b] == kLowest ? 0.0 : shared::exp_nonpositive(below * context_->scale);
+      weights.mass[b] = weights.scale[b] * sum[node_ * num_blocks + b];
     }
     simt::sync_block();
     return true;
@@ -313,7 +336,7 @@ class DevicePair {
   TREESPEC_DEVICE double rest_of_row() const {
     double rest = 0.0;
     for (int32_t b = 0; b < context_->rows.num_blocks; ++b) {
-      rest += context_->shared->block_mass[b];
+      rest += context_->weights->mass[b];
     }
     return rest;
   }
@@ -335,11 +358,11 @@ class DevicePair {
     return static_cast<double>(shared::exp_unit(logit, top, context_->scale));
   }
   TREESPEC_DEVICE double scale_of(int32_t token) const {
-    return context_->shared->scale[token / static_cast<int32_t>(kBlock)];
+    return context_->weights->scale[token / static_cast<int32_t>(kBlock)];
   }
   /// exp of a logit relative to the top of its block; 0 for what is truncated.
-  TREESPEC_DEVICE double unit(int32_t token) const {
-    const float logit = score(token);
+  TREESPEC_DEVICE double unit(int32_t token) const { return kept_unit(score(token), token); }
+  TREESPEC_DEVICE double kept_unit(float logit, int32_t token) const {
     const double all = unit_of(logit, token);
     return !truncated_ || kept_.holds(logit, token, scale_of(token) * all) ? all : 0.0;
   }
@@ -417,7 +440,7 @@ class DevicePair {
       mark_law(law_, begin, marks, left_out);
       const auto kept_score = [&](int32_t token) {
         const float logit = score(token);
-        const double weight = context_->shared->scale[b] * unit_of(logit, token);
+        const double weight = context_->weights->scale[b] * unit_of(logit, token);
         return kept_.holds(logit, token, weight) ? logit : kLowest;
       };
       const ComputedBlock<decltype(kept_score)> block(begin, context_->rows.size, kept_score);
@@ -487,10 +510,11 @@ class DevicePair {
   TREESPEC_DEVICE int32_t sample_block(int32_t block, uint64_t mass, uint64_t offset) const {
     Context::Shared& s = *context_->shared;
     const int32_t begin = block * static_cast<int32_t>(kBlock);
-    const double unit_share = rest_scale_ * s.scale[block] / shared::from_fixed(mass);
+    const double scale = context_->weights->scale[block];
+    const double unit_share = rest_scale_ * scale / shared::from_fixed(mass);
     const double law_share = 1.0 / shared::from_fixed(mass);
     for (int32_t i = simt::thread(); i < kBlock; i += kThreads) {
-      const bool there = begin + i < context_->rows.size && s.scale[block] > 0.0;
+      const bool there = begin + i < context_->rows.size && scale > 0.0;
       s.share[i] =
           there ? static_cast<uint64_t>(shared::to_fixed(unit(begin + i) * unit_share)) : 0;
     }

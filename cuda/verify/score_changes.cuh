@@ -44,6 +44,22 @@ struct CountHistory {
   }
 };
 
+inline size_t use_table_bytes(const ScoreChanges& changes, int32_t batch, int64_t vocab_size) {
+  if (changes.penalties == nullptr && changes.num_biases == 0) return 0;
+  return sizeof(uint32_t) * static_cast<size_t>(batch) * static_cast<size_t>(vocab_size);
+}
+
+/// Fills a table at `memory` where the changes need one; null where they do not.
+inline const uint32_t* count_history(Stream stream, const ScoreChanges& changes, int32_t batch,
+                                     int32_t vocab_size, void* memory) {
+  const size_t bytes = use_table_bytes(changes, batch, vocab_size);
+  if (bytes == 0) return nullptr;
+  auto* table = static_cast<uint32_t*>(memory);
+  simt::memset_async(stream, table, 0, bytes);
+  simt::launch(stream, {batch, 1, 0}, CountHistory{changes, vocab_size, table});
+  return table;
+}
+
 /// How often a token is on the path to a node, the root left out; `node` counts in the sequence.
 TREESPEC_DEVICE int32_t times_on_path(const int32_t* token, const int32_t* parent, int32_t node,
                                       int32_t wanted) {

@@ -26,8 +26,7 @@ struct Plan {
 
 template <class Rule>
 void walk_trees(Stream stream, const Walk& walk) {
-  simt::launch(stream, {walk.trees.batch, 1, sizeof(Walk::Context::Shared)},
-               VerifyTrees<Rule>{walk});
+  simt::launch(stream, {walk.trees.batch, 1, sizeof(Walk::Shared)}, VerifyTrees<Rule>{walk});
 }
 
 /// A row of the table of verifiers on the device. `block` is `traversal` on chains, `token_level`
@@ -86,13 +85,6 @@ size_t numbers_bytes(const Plan& plan, const VerifyInput& input, const Verdicts&
          static_cast<size_t>(support_of(input.law));
 }
 
-/// Of the table of CountHistory.
-size_t use_table_bytes(const VerifyInput& input) {
-  if (input.changes.penalties == nullptr && input.changes.num_biases == 0) return 0;
-  return sizeof(uint32_t) * static_cast<size_t>(input.trees.batch) *
-         static_cast<size_t>(input.logits.width);
-}
-
 /// Per sequence.
 size_t rule_bytes(const Plan& plan, const VerifyInput& input) {
   switch (plan.rule_memory) {
@@ -118,15 +110,9 @@ void run(Stream stream, std::string_view name, const VerifyInput& input, void* w
   const size_t own_bytes = rule_bytes(plan, input);
   void* behind = rule_memory + own_bytes * static_cast<size_t>(input.trees.batch);
   const RowSums sums = RowSums::at(behind, view.num_rows, num_blocks);
-  auto* table = reinterpret_cast<uint32_t*>(static_cast<char*>(behind) +
-                                            RowSums::bytes(view.num_rows, num_blocks));
-  const size_t table_bytes = use_table_bytes(input);
-  if (table_bytes > 0) {
-    simt::memset_async(stream, table, 0, table_bytes);
-    simt::launch(stream, {input.trees.batch, 1, 0}, CountHistory{input.changes, rows.size, table});
-  } else {
-    table = nullptr;
-  }
+  const uint32_t* table =
+      count_history(stream, input.changes, input.trees.batch, rows.size,
+                    static_cast<char*>(behind) + RowSums::bytes(view.num_rows, num_blocks));
   const DraftLaw law = plan.reads_law ? input.law : DraftLaw{};
   const Temperatures temperatures{input.sampling, name == "greedy"};
   using Sum = SumRows<Element>;
@@ -172,7 +158,7 @@ size_t verify_workspace_bytes(std::string_view verifier, const VerifyInput& inpu
   return numbers_bytes(plan, input, verdicts) +
          rule_bytes(plan, input) * static_cast<size_t>(input.trees.batch) +
          RowSums::bytes(input.logits.num_rows, shared::num_blocks(input.logits.width)) +
-         use_table_bytes(input);
+         use_table_bytes(input.changes, input.trees.batch, input.logits.width);
 }
 
 void verify(Stream stream, std::string_view verifier, const VerifyInput& input, void* workspace,

@@ -52,6 +52,10 @@ struct Walk {
   using Pair = DevicePair;
   using Context = WalkContext;
   static constexpr int kThreads = Context::kThreads;
+  struct Shared {
+    Context::Shared context;
+    BlockWeights weights;
+  };
 
   LogitReader rows;
   Trees trees;
@@ -144,12 +148,13 @@ struct Walk {
   }
 
   TREESPEC_DEVICE Context context_of(int32_t b) const {
-    auto* shared = reinterpret_cast<Context::Shared*>(simt::shared_memory());
+    auto* shared = reinterpret_cast<Shared*>(simt::shared_memory());
     const double temperature = temperatures.of(b);
     return {rows,
             sums,
             law,
-            shared,
+            &shared->context,
+            &shared->weights,
             int64_t{b} * trees.max_nodes,
             temperature > 0.0 ? 1.0 / temperature : 1.0,
             temperatures.sampling[b],

@@ -24,6 +24,8 @@ int main() {
   CHECK_THROWS(Unsupported, device::commit_kv({}, {}, {}, nullptr, nullptr));
   CHECK_THROWS(Unsupported, commit_kv_and_advance({}, {}, {}, nullptr, nullptr, 0, nullptr));
   CHECK_THROWS(Unsupported, commit_kv_workspace_bytes(1));
+  CHECK_THROWS(Unsupported, device::root_scalars({}, {}, nullptr, 0, nullptr, nullptr));
+  CHECK_THROWS(Unsupported, root_scalars_workspace_bytes({}));
   CHECK_THROWS(Unsupported, device::choose_shapes({}, {}, {}, nullptr, nullptr));
   CHECK_THROWS(Unsupported, device::rank_candidates({}, {}, 1.0, nullptr, {}, nullptr));
   CHECK_THROWS(Unsupported, rank_candidates_workspace_bytes(1, 1));

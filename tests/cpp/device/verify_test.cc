@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -12,8 +11,8 @@
 
 #include "check.h"
 #include "device/device_memory.h"
+#include "device/logits.h"
 #include "device/random_trees.h"
-#include "shared/half.hd.h"
 #include "treespec/error.h"
 #include "treespec/verifier.h"
 
@@ -22,6 +21,7 @@ namespace {
 using namespace treespec;  // NOLINT
 using test::DeviceArray;
 using test::DeviceTrees;
+using test::Logits;
 using Random = std::mt19937;
 using Ints = std::vector<int32_t>;
 
@@ -95,46 +95,6 @@ TokenTree drawn_tree(Random& random, Proposal proposal, int32_t num_nodes, int32
   }
   return tree;
 }
-
-/// Logits in one of three types.
-struct Logits {
-  DType dtype;
-  int64_t width, stride;
-  std::vector<char> bytes;
-
-  Logits(DType type, int64_t num_rows, int64_t vocab_size, int64_t padding)
-      : dtype(type),
-        width(vocab_size),
-        stride(vocab_size + padding),
-        bytes(static_cast<size_t>(num_rows * stride * size_of(type)), 0) {}
-
-  void set(int64_t row, int64_t token, float value) {
-    char* at = bytes.data() + (row * stride + token) * size_of(dtype);
-    if (dtype == DType::kFloat32) {
-      std::memcpy(at, &value, sizeof value);
-      return;
-    }
-    const uint16_t bits = dtype == DType::kBFloat16 ? bfloat16_of(value) : float16_of(value);
-    std::memcpy(at, &bits, sizeof bits);
-  }
-  RowsView rows(const void* data, int64_t num_rows) const {
-    return {data, dtype, num_rows, width, stride};
-  }
-
- private:
-  static uint16_t bfloat16_of(float value) {
-    return static_cast<uint16_t>(shared::float_to_bits(value) >> 16);
-  }
-  /// For values whose magnitude is a normal float16, 0 or infinite; the mantissa is cut.
-  static uint16_t float16_of(float value) {
-    const uint32_t bits = shared::float_to_bits(value);
-    const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-    if (std::isinf(value)) return sign | 0x7C00u;
-    const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFFu) - 112;
-    if (exponent <= 0) return sign;
-    return static_cast<uint16_t>(sign | exponent << 10 | (bits >> 13 & 0x3FFu));
-  }
-};
 
 struct Case {
   std::string verifier;
