@@ -515,6 +515,95 @@ def test_changed_scores_change_verdicts_as_on_the_core(rng, forest, place):
     check_verdicts(trees, logits, "target_only", forest, place, changes=changes, given=given)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_root_scalars_equal_those_of_the_core(rng, place, dtype, changed):
+    target, draft, root = (
+        torch.tensor(rng.normal(0, 3, (3, width)), dtype=getattr(torch, dtype), device=place)
+        for width in (5000, 5020, 5020)
+    )
+    history = rng.integers(0, 5000, (3, 12)).astype(np.int32)
+    length, prompt = (7, 9, 12), (3, 0, 12)
+    sampling = columns_of(place, [0.7, 0.0, 1.1], [0, 0, 40], [0.9, 1.0, 1.0], [0, 0, 0.01])
+    draft_sampling = columns_of(place, [1.3] * 3, [0, 5, 0], [1.0, 1.0, 0.8], [0] * 3)
+    penalties = torch.tensor([[1.2, 0.3, 0.1]] * 3, dtype=torch.float64, device=place)
+    lengths = [ints(column, place) for column in (length, prompt)]
+    status = device.new_status(3, place)
+    found = device.root_scalars(
+        target,
+        draft,
+        root,
+        sampling=sampling,
+        draft_sampling=draft_sampling,
+        tokens_before=lengths[0],
+        changes=device.ScoreChanges(penalties, ints(history.tolist(), place), *lengths)
+        if changed
+        else None,
+        status=status,
+    )
+    device.check_status(status)
+    kept = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1}
+    for b, (temperature, top_k, top_p, min_p) in enumerate(
+        [(0.7, 0, 0.9, 0.0), (0.0, 0, 1.0, 0.0), (1.1, 40, 1.0, 0.01)]
+    ):
+        expected = _core.root_scalars(
+            target[b].cpu(),
+            _core.RowParams(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                **(kept if changed else {}),
+            ),
+            history[b, : length[b]],
+            prompt[b],
+            draft[b].cpu(),
+            root[b].cpu(),
+            1.3,
+            (0, 5, 0)[b],
+            (1.0, 1.0, 0.8)[b],
+        )
+        assert found[b].tolist() == expected.tolist()
+
+
+def test_root_scalars_of_no_law_are_not_numbers(place):
+    row = torch.zeros(3, 40, device=place)
+    row[1, 7] = torch.nan
+    words = columns_of(place, [1.0] * 3, [0] * 3, [1.0] * 3, [0] * 3)
+    status = device.new_status(3, place)
+    found = device.root_scalars(
+        row,
+        torch.zeros(3, 40, device=place),
+        row,
+        sampling=words,
+        draft_sampling=words,
+        tokens_before=ints([1, 1, 0], place),
+        status=status,
+    )
+    assert status.tolist() == [0, 1, 8]
+    assert found.isnan().all(1).tolist() == [False, True, True]
+    assert found[0, 6] == 0
+    with pytest.raises(ValueError, match=r"root_scalars.*: draft_logits must be \[3, U\]"):
+        device.root_scalars(
+            row,
+            row[:2],
+            row,
+            sampling=words,
+            draft_sampling=words,
+            tokens_before=ints([1, 1, 0], place),
+            status=status,
+        )
+
+
+def columns_of(place, temperature, top_k, top_p, min_p):
+    """`sampling_words` of numbers."""
+    columns = (
+        torch.tensor(column, dtype=torch.float64, device=place)
+        for column in (temperature, top_k, top_p, min_p)
+    )
+    return device.sampling_words(*columns)
+
+
 def check_verdicts(
     trees,
     logits,

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstddef>
-
 #include "ops.h"
 #include "structs.h"
 #include "treespec/device/verify.h"
@@ -27,46 +25,13 @@ device::DraftLaw law_of(DeviceCall& call, const py::object& law) {
   return out;
 }
 
-/// 64-bit words `[B, 4]`: temperature, top_p and min_p as float64, top_k as an integer.
-const device::Sampling* sampling_of(DeviceCall& call, const py::object& sampling) {
-  constexpr int32_t kWords = 4;
-  static_assert(sizeof(device::Sampling) == kWords * sizeof(int64_t));
-  static_assert(offsetof(device::Sampling, top_p) == 8 && offsetof(device::Sampling, top_k) == 24);
-  call.set_size('S', kWords);
-  return reinterpret_cast<const device::Sampling*>(
-      call.field<const int64_t>("input", sampling, "sampling", "BS"));
-}
-
-device::ScoreChanges changes_of(DeviceCall& call, const py::object& changes, int64_t vocab_size) {
-  device::ScoreChanges out;
-  if (changes.is_none()) return out;
-  call.set_size('A', static_cast<int32_t>((vocab_size + 31) / 32));
-  out.allowed = call.optional_field<const uint32_t>("changes", changes, "allowed", "BMA");
-  out.bias_token = call.optional_field<const int32_t>("changes", changes, "bias_token", "BI");
-  if (out.bias_token != nullptr) {
-    out.bias = call.field<const double>("changes", changes, "bias", "BI");
-    out.num_biases = call.size('I');
-  }
-  static_assert(sizeof(device::Penalties) == 3 * sizeof(double));
-  call.set_size('P', 3);
-  out.penalties = reinterpret_cast<const device::Penalties*>(
-      call.optional_field<const double>("changes", changes, "penalties", "BP"));
-  if (out.penalties != nullptr) {
-    out.history = call.field<const int32_t>("changes", changes, "history", "BT");
-    out.max_history = call.size('T');
-    out.history_length = call.field<const int32_t>("changes", changes, "history_length", "B");
-    out.prompt_length = call.field<const int32_t>("changes", changes, "prompt_length", "B");
-  }
-  return out;
-}
-
 device::VerifyInput input_of(DeviceCall& call, const py::object& input) {
   device::VerifyInput out;
   out.trees = drawn_trees(call, input.attr("trees"));
   out.proposal = parse_proposal(input.attr("proposal").cast<std::string>());
   out.logits = rows_of(call, input.attr("logits"), "BMV");
   out.law = law_of(call, py::getattr(input, "law", py::none()));
-  out.sampling = sampling_of(call, input);
+  out.sampling = sampling_of(call, "input.sampling", input.attr("sampling"));
   out.changes = changes_of(call, py::getattr(input, "changes", py::none()), out.logits.width);
   out.seed = call.field<const uint64_t>("input", input, "seed", "B");
   out.sequence_id = call.field<const uint32_t>("input", input, "sequence_id", "B");

@@ -9,6 +9,7 @@ void bind_ops(pybind11::module_& m) {
   bind_drawn_trees(m);
   bind_tree_mask(m);
   bind_verify(m);
+  bind_selector(m);
   bind_kv_commit(m);
 }
 

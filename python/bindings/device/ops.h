@@ -14,6 +14,7 @@ void bind_tree_builder(pybind11::module_& m);
 void bind_drawn_trees(pybind11::module_& m);
 void bind_tree_mask(pybind11::module_& m);
 void bind_verify(pybind11::module_& m);
+void bind_selector(pybind11::module_& m);
 void bind_kv_commit(pybind11::module_& m);
 
 }  // namespace treespec::python::device_ops

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "structs.h"
 
+#include <cstddef>
+
 #include "treespec/error.h"
 
 namespace treespec::python {
@@ -83,6 +85,38 @@ const RoundKey* keys_of(DeviceCall& call, const py::object& key) {
   return reinterpret_cast<const RoundKey*>(call.optional<const int64_t>("key", key, "BY"));
 }
 
+const device::Sampling* sampling_of(DeviceCall& call, const char* name,
+                                    const py::object& sampling) {
+  constexpr int32_t kWords = 4;
+  static_assert(sizeof(device::Sampling) == kWords * sizeof(int64_t));
+  static_assert(offsetof(device::Sampling, top_p) == 8 && offsetof(device::Sampling, top_k) == 24);
+  call.set_size('S', kWords);
+  return reinterpret_cast<const device::Sampling*>(call.array<const int64_t>(name, sampling, "BS"));
+}
+
+device::ScoreChanges changes_of(DeviceCall& call, const py::object& changes, int64_t vocab_size) {
+  device::ScoreChanges out;
+  if (changes.is_none()) return out;
+  call.set_size('A', static_cast<int32_t>((vocab_size + 31) / 32));
+  out.allowed = call.optional_field<const uint32_t>("changes", changes, "allowed", "BMA");
+  out.bias_token = call.optional_field<const int32_t>("changes", changes, "bias_token", "BI");
+  if (out.bias_token != nullptr) {
+    out.bias = call.field<const double>("changes", changes, "bias", "BI");
+    out.num_biases = call.size('I');
+  }
+  static_assert(sizeof(device::Penalties) == 3 * sizeof(double));
+  call.set_size('P', 3);
+  out.penalties = reinterpret_cast<const device::Penalties*>(
+      call.optional_field<const double>("changes", changes, "penalties", "BP"));
+  if (out.penalties != nullptr) {
+    out.history = call.field<const int32_t>("changes", changes, "history", "BT");
+    out.max_history = call.size('T');
+    out.history_length = call.field<const int32_t>("changes", changes, "history_length", "B");
+    out.prompt_length = call.field<const int32_t>("changes", changes, "prompt_length", "B");
+  }
+  return out;
+}
+
 RowsView rows_of(DeviceCall& call, const py::object& logits, const char* axes) {
   const BorrowedArray array = call.strided("logits", logits, axes);
   const int64_t rows = array.shape[1];
@@ -93,6 +127,16 @@ RowsView rows_of(DeviceCall& call, const py::object& logits, const char* axes) {
   const std::string name = detail::message(call.who(), ": logits");
   return {array.data, float_dtype(array, name.c_str()), array.shape[0] * rows, array.shape[2],
           rows == 1 ? array.stride[0] : array.stride[1]};
+}
+
+RowsView row_each_of(DeviceCall& call, const char* name, const py::object& logits,
+                     const char* axes) {
+  const BorrowedArray array = call.strided(name, logits, axes);
+  TREESPEC_CHECK(array.shape[1] <= 1 || array.stride[1] == 1, call.who(), ": ", name,
+                 " must have contiguous rows; call .contiguous() first");
+  const std::string label = detail::message(call.who(), ": ", name);
+  return {array.data, float_dtype(array, label.c_str()), array.shape[0], array.shape[1],
+          array.stride[0]};
 }
 
 uint32_t* status_of(DeviceCall& call, const py::object& status) {

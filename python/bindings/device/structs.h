@@ -6,6 +6,7 @@
 #include "device_call.h"
 #include "treespec/device/tree_builder.h"
 #include "treespec/device/trees.h"
+#include "treespec/device/verify.h"
 
 namespace treespec::python {
 
@@ -29,6 +30,13 @@ device::Frontier frontier_of(DeviceCall& call, const py::object& frontier);
 /// 64-bit integers `[B, 2]`: the seed, and sequence_id + (position << 32).
 const RoundKey* keys_of(DeviceCall& call, const py::object& key);
 
+/// 64-bit words `[B, 4]`: temperature, top_p and min_p as float64, top_k as an integer.
+const device::Sampling* sampling_of(DeviceCall& call, const char* name, const py::object& sampling);
+/// Any of them may be None, and all.
+device::ScoreChanges changes_of(DeviceCall& call, const py::object& changes, int64_t vocab_size);
+/// A row of each sequence: any distance between them, the same everywhere.
+RowsView row_each_of(DeviceCall& call, const char* name, const py::object& logits,
+                     const char* axes);
 /// `[B, rows, V]` as rows: any distance between them, the same everywhere.
 RowsView rows_of(DeviceCall& call, const py::object& logits, const char* axes);
 /// The status word, `[B]`.

@@ -10,7 +10,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'score_lists', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
+__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'root_scalars', 'root_scalars_workspace_bytes', 'score_lists', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
 class KvCache:
     """
     KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
@@ -144,6 +144,16 @@ def rank_candidates_workspace_bytes(num_rows: typing.SupportsInt | typing.Suppor
     """
     num_rows: B * R.
     """
+def root_scalars(stream: typing.SupportsInt | typing.SupportsIndex, laws: typing.Any, workspace: typing.Any, scalars: typing.Any, status: typing.Any) -> None:
+    """
+    Writes scalars [B, 9] float32.
+    
+    laws: target_logits [B, V]; draft_logits and root_logits [B, any width]; sampling and
+    draft_sampling, as verify has them; changes, as verify has them for trees of one node, or None;
+    tokens_before [B].
+    """
+def root_scalars_workspace_bytes(laws: typing.Any) -> int:
+    ...
 def score_lists(stream: typing.SupportsInt | typing.SupportsIndex, rule: typing.Any, lists: typing.Any, scored: typing.Any) -> None:
     """
     Writes scored.token, scored.logprob and scored.next, in the shapes of lists.

@@ -24,6 +24,7 @@ from treespec.device.mask import (
     tree_positions,
 )
 from treespec.device.scores import score_lists
+from treespec.device.selector import root_scalars
 from treespec.device.status import check_status, new_status
 from treespec.device.trees import Trees
 from treespec.device.verify import Law, ScoreChanges, Verdicts, sampling_words, verify
@@ -49,6 +50,7 @@ __all__ = [
     "link_transitions",
     "new_status",
     "rank_candidates",
+    "root_scalars",
     "sampling_words",
     "score_lists",
     "tree_layout",
