@@ -583,7 +583,7 @@ def test_root_scalars_of_no_law_are_not_numbers(place):
     assert status.tolist() == [0, 1, 8]
     assert found.isnan().all(1).tolist() == [False, True, True]
     assert found[0, 6] == 0
-    with pytest.raises(ValueError, match=r"root_scalars.*: draft_logits must be \[3, U\]"):
+    with pytest.raises(ValueError, match=r"root_scalars.*: draft_logits must be \[3, W\]"):
         device.root_scalars(
             row,
             row[:2],

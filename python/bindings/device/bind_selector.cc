@@ -9,8 +9,8 @@ namespace {
 device::RootLaws laws_of(DeviceCall& call, const py::object& laws) {
   device::RootLaws out;
   out.target = row_each_of(call, "target_logits", laws.attr("target_logits"), "BV");
-  out.draft = row_each_of(call, "draft_logits", laws.attr("draft_logits"), "BU");
-  out.root = row_each_of(call, "root_logits", laws.attr("root_logits"), "BU");
+  out.draft = row_each_of(call, "draft_logits", laws.attr("draft_logits"), "BW");
+  out.root = row_each_of(call, "root_logits", laws.attr("root_logits"), "BW");
   out.sampling = sampling_of(call, "laws.sampling", laws.attr("sampling"));
   out.draft_sampling = sampling_of(call, "laws.draft_sampling", laws.attr("draft_sampling"));
   call.set_size('M', 1);
