@@ -19,6 +19,7 @@ from treespec.config import SamplingParams
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.base import DraftSettings
+from treespec.drafts.expander import RootRows
 from treespec.generation import Generation
 from treespec.reference import selector as oracle
 from treespec.selector.actions import ACTIONS, PLACE, Action
@@ -161,6 +162,22 @@ def test_the_choice_of_one_call_is_that_of_its_parts(states):
         assert found == selector.choose(known, view.scalars(), 20, 8)
         chosen.add(found)
     assert len(chosen) > 1, "the laws must matter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_view_has_every_row_in_its_place(dtype):
+    rng = np.random.default_rng(7)
+    rows = [torch.from_numpy(rng.normal(size=40, scale=3)).to(dtype) for _ in range(3)]
+    params, history = _core.RowParams(temperature=0.7), np.array([3, 9, 4], dtype=np.int32)
+    settings = DraftSettings(temperature=1.3)
+    view = RootView.of(rows[0], params, history, 2, RootRows(*rows[1:]), settings)
+    laws = [
+        softmax(row.double().numpy(), temperature)
+        for row, temperature in zip(rows, (0.7, 1.3, 1.3), strict=True)
+    ]
+    found = view.scalars()
+    np.testing.assert_allclose(found[:6], oracle.law_features(*laws), rtol=2e-5, atol=1e-6)
+    assert found[SCALARS.index("log_context")] == np.float32(np.log(3.0))
 
 
 # ------------------------------------------------------------------ the file
