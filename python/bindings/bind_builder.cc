@@ -7,6 +7,7 @@
 
 #include "bind_source.h"
 #include "bindings.h"
+#include "dense_array.h"
 #include "dlpack_view.h"
 #include "treespec/error.h"
 #include "treespec/tree_builder.h"
@@ -75,6 +76,22 @@ void supply_dense(TreeGrowth& growth, const py::object& rows) {
   }
   const py::gil_scoped_release release;
   growth.supply(candidates);
+}
+
+void supply_lists(TreeGrowth& growth, const py::object& token, const py::object& logprob) {
+  const auto ids = dense<int32_t>(token, 2, "supply_lists: token");
+  const auto scores = dense<float>(logprob, 2, "supply_lists: logprob");
+  same_shape(ids, scores, "supply_lists: token and logprob");
+  const py::gil_scoped_release release;
+  const RankedLists lists("supply_lists", ids.data(), scores.data(), nullptr, ids.shape(0),
+                          static_cast<int32_t>(ids.shape(1)), 0);
+  std::vector<CandidateRow> rows;
+  for (int64_t i = 0; i < ids.shape(0); ++i) {
+    rows.push_back(lists.row(i));
+    // Of rows that are not ranked a growth keeps copies: these live for the call alone.
+    rows.back().ranked = false;
+  }
+  growth.supply(rows);
 }
 
 std::unique_ptr<TreeGrowth> begin(const NamedBuilder& self, int32_t node_budget, int32_t max_depth,
@@ -154,6 +171,11 @@ void bind_builder(py::module_& m) {
           py::arg("root_token") = 0, "Nodes whose rows are wanted next; empty when grown.")
       .def("supply", &supply_dense, py::arg("rows"),
            "[len(frontier), V] float32 log-probabilities, one row per frontier node.")
+      .def("supply_lists", &supply_lists, py::arg("token"), py::arg("logprob"),
+           R"(Candidate lists [len(frontier), K] in place of whole rows, one per frontier node.
+
+token: integers of 32 bits, distinct in a list. logprob: given the node, -inf pads. Raises
+ValueError as Marginals does, and for other than one list per node.)")
       .def("finish", &finish, py::arg("root_token") = 0, "The tree, in pop order. Call once.");
   py::class_<NamedBuilder>(m, "TreeBuilder", "A named recipe with its options; may be shared.")
       .def(py::init(&make_named), py::arg("name"))

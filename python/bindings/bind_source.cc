@@ -2,9 +2,9 @@
 #include "bind_source.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "bindings.h"
+#include "dense_array.h"
 #include "dlpack_view.h"
 #include "treespec/candidates.h"
 #include "treespec/error.h"
@@ -12,39 +12,10 @@
 namespace treespec::python {
 namespace {
 
-template <class T>
-using Dense = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-/// Anything array-like as NumPy has it; torch tensors in any floating dtype become float32.
-template <class T>
-py::array plain_array(const py::object& values, const char* name) {
-  if constexpr (std::is_same_v<T, int32_t>) return whole_numbers(values, name);
-  const bool tensor = py::hasattr(values, "detach");
-  const py::object plain = tensor ? values.attr("detach")().attr("float")() : values;
-  return py::module_::import("numpy").attr("asarray")(plain);
-}
-
-/// Contiguous, with the wanted number of dimensions; the caller's own memory where it is already.
-template <class T>
-Dense<T> dense(const py::object& values, py::ssize_t ndim, const char* name) {
-  const auto array = Dense<T>::ensure(plain_array<T>(values, name));
-  TREESPEC_CHECK(static_cast<bool>(array), name, " must be numbers");
-  TREESPEC_CHECK(array.ndim() == ndim, name, " must have ", ndim, " dimensions, got ",
-                 array.ndim());
-  return array;
-}
-
 /// A private copy of it.
 template <class T>
 Dense<T> own(const py::object& values, py::ssize_t ndim, const char* name) {
   return py::cast<Dense<T>>(dense<T>(values, ndim, name).attr("copy")());
-}
-
-template <class A, class B>
-void same_shape(const A& a, const B& b, const char* names) {
-  bool same = a.ndim() == b.ndim();
-  for (py::ssize_t d = 0; same && d < a.ndim(); ++d) same = a.shape(d) == b.shape(d);
-  TREESPEC_CHECK(same, names, " must have the same shape");
 }
 
 PySource make_marginals(const py::object& token, const py::object& logprob) {

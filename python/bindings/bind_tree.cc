@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
+#include <tuple>
 
 #include "bindings.h"
 #include "dlpack_view.h"
@@ -12,6 +14,8 @@ namespace treespec::python {
 namespace {
 
 using Draws = std::vector<std::vector<int32_t>>;
+/// vocab_size, row_of_node, row_offset, token, prob: DraftRows as Python has it.
+using LawArrays = std::tuple<int32_t, py::object, py::object, py::object, py::object>;
 
 void set_draws(TokenTree& tree, const Draws& draws) {
   const auto n = static_cast<size_t>(tree.num_nodes());
@@ -44,9 +48,59 @@ void set_law(TokenTree& tree, const RowsView& probs) {
   }
 }
 
+std::vector<float> float_list(const py::object& values, const char* name) {
+  const BorrowedArray array = borrow(values, name);
+  TREESPEC_CHECK(array.ndim() == 1 && array.is_float && array.bits == 32 && array.is_contiguous(),
+                 name, " must be contiguous float32 of one dimension, got ", array.shape_text());
+  const auto* first = static_cast<const float*>(array.data);
+  return {first, first + array.shape[0]};
+}
+
+/// Throws InvalidArgument for rows that lead out of their arrays; their numbers are the verifier's
+/// to check.
+void check_rows(const DraftRows& rows, int32_t num_nodes) {
+  const auto num_entries = static_cast<int64_t>(rows.token.size());
+  const auto num_rows = static_cast<int64_t>(rows.row_offset.size()) - 1;
+  TREESPEC_CHECK(rows.vocab_size >= 1, "TokenTree: draft_rows: vocab_size must be >= 1, got ",
+                 rows.vocab_size);
+  TREESPEC_CHECK(rows.row_of_node.size() == static_cast<size_t>(num_nodes),
+                 "TokenTree: draft_rows: row_of_node must be [", num_nodes, "], got [",
+                 rows.row_of_node.size(), "]");
+  TREESPEC_CHECK(rows.prob.size() == rows.token.size(),
+                 "TokenTree: draft_rows: token and prob must have the same shape, got [",
+                 rows.token.size(), "] and [", rows.prob.size(), "]");
+  TREESPEC_CHECK(num_rows >= 0 && rows.row_offset.front() == 0 &&
+                     rows.row_offset.back() == num_entries &&
+                     std::is_sorted(rows.row_offset.begin(), rows.row_offset.end()),
+                 "TokenTree: draft_rows: row_offset must ascend from 0 to ", num_entries);
+  for (const int32_t row : rows.row_of_node) {
+    TREESPEC_CHECK(row >= -1 && row < num_rows,
+                   "TokenTree: draft_rows: row_of_node must be in [-1, ", num_rows, "), got ", row);
+  }
+  for (const int32_t token : rows.token) {
+    TREESPEC_CHECK(token >= 0 && token < rows.vocab_size,
+                   "TokenTree: draft_rows: token must be in [0, ", rows.vocab_size, "), got ",
+                   token);
+  }
+}
+
+void set_sparse_law(TokenTree& tree, const LawArrays& law) {
+  const auto& [vocab_size, row_of_node, row_offset, token, prob] = law;
+  const IntArray nodes = int_array(row_of_node, "TokenTree: draft_rows: row_of_node");
+  const IntArray offsets = int_array(row_offset, "TokenTree: draft_rows: row_offset");
+  const IntArray tokens = int_array(token, "TokenTree: draft_rows: token");
+  DraftRows& rows = tree.draft_probs;
+  rows.vocab_size = vocab_size;
+  rows.row_of_node.assign(nodes.data(), nodes.data() + nodes.size());
+  rows.row_offset.assign(offsets.data(), offsets.data() + offsets.size());
+  rows.token.assign(tokens.data(), tokens.data() + tokens.size());
+  rows.prob = float_list(prob, "TokenTree: draft_rows: prob");
+  check_rows(rows, tree.num_nodes());
+}
+
 TokenTree make_tree(const py::object& token, const py::object& parent, const std::string& proposal,
-                    const std::optional<Draws>& draws,
-                    const std::optional<py::object>& draft_probs) {
+                    const std::optional<Draws>& draws, const std::optional<py::object>& draft_probs,
+                    const std::optional<LawArrays>& draft_rows) {
   TokenTree tree;
   const IntArray tokens = int_array(token, "TokenTree: token");
   const IntArray parents = int_array(parent, "TokenTree: parent");
@@ -55,6 +109,9 @@ TokenTree make_tree(const py::object& token, const py::object& parent, const std
   tree.proposal = parse_proposal(proposal);
   if (draws) set_draws(tree, *draws);
   complete_tree(tree);
+  TREESPEC_CHECK(!draft_probs || !draft_rows,
+                 "TokenTree: draft_probs and draft_rows must not both be given");
+  if (draft_rows) set_sparse_law(tree, *draft_rows);
   if (draft_probs) {
     const BorrowedArray borrowed = borrow(*draft_probs, "draft_probs");
     const RowsView probs = rows_view(borrowed, "draft_probs");
@@ -90,6 +147,13 @@ py::object dense_law(const TokenTree& tree) {
   return dense;
 }
 
+py::object sparse_law(const TokenTree& tree) {
+  const DraftRows& rows = tree.draft_probs;
+  if (rows.empty()) return py::none();
+  return py::make_tuple(rows.vocab_size, to_numpy(rows.row_of_node), to_numpy(rows.row_offset),
+                        to_numpy(rows.token), to_numpy(rows.prob));
+}
+
 }  // namespace
 
 void bind_tree(py::module_& m) {
@@ -97,10 +161,11 @@ void bind_tree(py::module_& m) {
 
 Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
 draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
-only). `draft_probs`: [N, V] rows the first child of each node was drawn from.)")
+only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
+law without its zeros, as the property of that name has it.)")
       .def(py::init(&make_tree), py::arg("token"), py::kw_only(), py::arg("parent"),
            py::arg("proposal") = "deterministic", py::arg("draws") = py::none(),
-           py::arg("draft_probs") = py::none())
+           py::arg("draft_probs") = py::none(), py::arg("draft_rows") = py::none())
       .def("__len__", &TokenTree::num_nodes)
       .def("__repr__",
            [](const TokenTree& t) {
@@ -124,6 +189,12 @@ only). `draft_probs`: [N, V] rows the first child of each node was drawn from.)"
       .def_property_readonly("draws", &draws_list, "Child ids per node, draw order.")
       .def_property_readonly("draft_probs", &dense_law,
                              "[N, V] float32 rows, or None for a tree without draws")
+      .def_property_readonly("draft_rows", &sparse_law,
+                             R"(The law without its zeros, or None for a tree without draws.
+
+(vocab_size, row_of_node [N] int32, row_offset [R + 1] int64, token [E] int32, prob [E] float32): row
+r has the entries from row_offset[r] on, its tokens ascend; row_of_node is -1 for a node that drew
+nothing. Rows that no node has may be there.)")
       .def_property_readonly("expected_acceptance", &expected_acceptance,
                              "Sum over drafted nodes of exp(path_logprob) (OPT-Tree, 2024, 3.1).")
       .def_property_readonly("max_depth", &max_depth, "Depth of the deepest node; 0 for a root.")

@@ -14,9 +14,10 @@ class TokenTree:
     
     Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
     draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
-    only). `draft_probs`: [N, V] rows the first child of each node was drawn from.
+    only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
+    law without its zeros, as the property of that name has it.
     """
-    def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None) -> None:
+    def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None, draft_rows: tuple[typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.Any, typing.Any] | None = None) -> None:
         ...
     def __len__(self) -> int:
         ...
@@ -35,6 +36,15 @@ class TokenTree:
     def draft_probs(self) -> typing.Any:
         """
         [N, V] float32 rows, or None for a tree without draws
+        """
+    @property
+    def draft_rows(self) -> typing.Any:
+        """
+        The law without its zeros, or None for a tree without draws.
+        
+        (vocab_size, row_of_node [N] int32, row_offset [R + 1] int64, token [E] int32, prob [E] float32): row
+        r has the entries from row_offset[r] on, its tokens ascend; row_of_node is -1 for a node that drew
+        nothing. Rows that no node has may be there.
         """
     @property
     def draws(self) -> list[list[int]]:
@@ -188,6 +198,13 @@ class TreeGrowth:
     def supply(self, rows: typing.Any) -> None:
         """
         [len(frontier), V] float32 log-probabilities, one row per frontier node.
+        """
+    def supply_lists(self, token: typing.Any, logprob: typing.Any) -> None:
+        """
+        Candidate lists [len(frontier), K] in place of whole rows, one per frontier node.
+        
+        token: integers of 32 bits, distinct in a list. logprob: given the node, -inf pads. Raises
+        ValueError as Marginals does, and for other than one list per node.
         """
 class TreeBuilder:
     """
