@@ -15,6 +15,7 @@ from treespec.device.build import BUILDERS, build_tree
 from treespec.device.candidates import CandidateLists, link_transitions, rank_candidates
 from treespec.device.commit import KvCache, commit_kv
 from treespec.device.draw import DRAWN_BUILDERS, DrawnTrees, draw_tree
+from treespec.device.growth import round_keys
 from treespec.device.mask import (
     MASK_FORMATS,
     TreeLayout,
@@ -51,6 +52,7 @@ __all__ = [
     "new_status",
     "rank_candidates",
     "root_scalars",
+    "round_keys",
     "sampling_words",
     "score_lists",
     "tree_layout",

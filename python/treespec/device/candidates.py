@@ -32,6 +32,25 @@ class CandidateLists(NamedTuple):
         return "Marginals" if self.next is None else "Transitions"
 
 
+class FrontierLists(NamedTuple):
+    """Lists of a drafter that is called while trees grow.
+
+    Attributes
+    ----------
+    token, logprob
+        ``[B, R, K]``, ranked: list i of a sequence is that of its i-th frontier node; others are
+        not read.
+    """
+
+    token: torch.Tensor
+    logprob: torch.Tensor
+
+    @property
+    def kind(self) -> str:
+        """The source that the lists are."""
+        return "Expander"
+
+
 def rank_candidates(
     logits: torch.Tensor,
     width: int,

@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from treespec import _core
 from treespec.builder_options import resolve_options
-from treespec.device import native
 from treespec.device.candidates import CandidateLists
-from treespec.device.growth import Frontier, Request, Shape
-from treespec.device.scores import calibration_of
+from treespec.device.families import DRAWN_SHAPES, PATHS, SLOTS, family_of, grow_tables
+from treespec.device.growth import Request, round_keys
 from treespec.device.trees import Trees
 from treespec.device.verify import Law
 
-SHAPES = ("chain", "kary", "sequoia", "top_plus_one")
-PATHS = ("delayed", "rollouts")
-SLOTS = ("dyspec", "dyspec_threshold")
-DRAWN_BUILDERS = (*SHAPES, *PATHS, *SLOTS)
+DRAWN_BUILDERS = (*DRAWN_SHAPES, *PATHS, *SLOTS)
 
 
 class DrawnTrees(NamedTuple):
@@ -39,47 +34,6 @@ class DrawnTrees(NamedTuple):
     trees: Trees
     proposal: str
     law: Law
-
-
-class _Slots(NamedTuple):
-    """`treespec::device::SlotOptions`."""
-
-    max_depth: int
-    threshold: float
-    calibration: torch.Tensor | None
-
-
-class _Paths(NamedTuple):
-    """`treespec::device::PathOptions`."""
-
-    max_depth: int
-    rollouts: bool
-    num_paths: int
-    trunk: int
-    branch: int
-
-
-class _Growing(NamedTuple):
-    """The arrays of trees that are being drawn."""
-
-    lists: CandidateLists
-    key: torch.Tensor
-    request: Request
-    trees: Trees
-    law: Law
-    status: torch.Tensor
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """B, M and K."""
-        batch, nodes = self.trees.parent.shape
-        return batch, nodes, self.lists.token.shape[-1]
-
-    def state(self, workspace_bytes: int, room: int) -> tuple[Any, ...]:
-        """Trees, workspace, a frontier with that room, and status."""
-        workspace = native.workspace(self.trees.parent, workspace_bytes)
-        frontier = Frontier.empty(self.trees.parent, len(self.trees.parent), room)
-        return self.trees, workspace, frontier, self.status
 
 
 def draw_tree(
@@ -122,6 +76,33 @@ def draw_tree(
     NotImplementedError
         For builders and options whose trees are not drawn.
     """
+    key = round_keys(seed, sequence_id, position)
+    return draw_keyed_tree(
+        name,
+        lists,
+        node_budget,
+        vocab_size=vocab_size,
+        key=key,
+        budgets=budgets,
+        root_token=root_token,
+        status=status,
+        **options,
+    )
+
+
+def draw_keyed_tree(
+    name: str,
+    lists: CandidateLists,
+    node_budget: int,
+    *,
+    vocab_size: int,
+    key: torch.Tensor,
+    budgets: torch.Tensor | None = None,
+    root_token: torch.Tensor | None = None,
+    status: torch.Tensor,
+    **options: Any,
+) -> DrawnTrees:
+    """`draw_tree` with the keys of `round_keys`."""
     resolved = resolve_options(options)
     builder = _core.TreeBuilder(name, **resolved)  # knows its options
     if name not in DRAWN_BUILDERS or builder.proposal == "deterministic":
@@ -129,88 +110,11 @@ def draw_tree(
             f"device.draw_tree: builder must be one of {', '.join(DRAWN_BUILDERS)} with drawn "
             f"trees, got {name} with {builder.proposal} ones"
         )
-    builder.begin(node_budget, lists.token.shape[1])  # refuses a budget that its options do not fit
-    key = torch.stack([seed, sequence_id.long() % 2**32 + (position.long() << 32)], 1)
-    growing = _Growing(
-        lists,
-        key,
-        Request.of(lists, node_budget, budgets, root_token),
-        Trees.empty(len(lists.token), node_budget + 1, lists.token.device),
-        _empty_law(lists, node_budget + 1, vocab_size),
-        status,
-    )
-    if name in SHAPES:
-        _fill_shape(Shape.of(name, resolved, lists, node_budget), builder.proposal, growing)
-    elif name in PATHS:
-        _walk_paths(_paths_of(name, resolved, lists), growing)
-    else:
-        _draw_slots(_slots_of(name, resolved, lists), growing)
-    return DrawnTrees(growing.trees, builder.proposal, growing.law)
-
-
-def _empty_law(lists: CandidateLists, nodes: int, vocab_size: int) -> Law:
-    """Room for a list of every node."""
-    batch, width = len(lists.token), lists.token.shape[-1]
-    rows = batch * nodes
-    return Law(
-        native.ints(lists.token, batch, nodes),
-        lists.logprob.new_empty(rows * width),
-        native.ints(lists.token, rows * width),
-        lists.token.new_empty(rows + 1, dtype=torch.int64),
-        vocab_size,
-        width,
-    )
-
-
-def _depth(options: Mapping[str, Any], lists: CandidateLists) -> int:
-    depth: int = lists.token.shape[1]
-    return min(options.get("max_depth", depth), depth)
-
-
-def _paths_of(name: str, options: Mapping[str, Any], lists: CandidateLists) -> _Paths:
-    rollouts = name == "rollouts"
-    num_paths = options.get("num_paths", 4 if rollouts else 3)
-    lengths = (options.get("trunk", -1), options.get("branch", -1))
-    return _Paths(_depth(options, lists), rollouts, num_paths, *lengths)
-
-
-def _slots_of(name: str, options: Mapping[str, Any], lists: CandidateLists) -> _Slots:
-    by_budget = -1.0  # one over the budget of the sequence
-    threshold = 0.0 if name == "dyspec" else options.get("threshold", by_budget)
-    return _Slots(_depth(options, lists), threshold, calibration_of(options, lists.token.device))
-
-
-def _fill_shape(shape: Shape, proposal: str, growing: _Growing) -> None:
-    lists, key, request, trees, law, _ = growing
-    batch, nodes, width = growing.sizes
-    ops, stream = native.ops, native.stream(trees.parent)
-    size = ops.shape_workspace_bytes(batch, nodes, len(shape.parent), width, proposal)
-    state = growing.state(size, nodes - 1)
-    ops.begin_shape(stream, shape, width, proposal, request, *state)
-    for _ in range(shape.depth):
-        ops.grow_shape(stream, shape, proposal, key, lists, *state)
-    ops.finish_shape(stream, shape, width, proposal, request, state[1], trees, law)
-
-
-def _walk_paths(paths: _Paths, growing: _Growing) -> None:
-    lists, key, request, trees, law, _ = growing
-    batch, nodes, width = growing.sizes
-    ops, stream = native.ops, native.stream(trees.parent)
-    size = ops.paths_workspace_bytes(batch, nodes, width)
-    state = growing.state(size, max(nodes - 1, paths.num_paths))
-    ops.begin_paths(stream, paths, width, request, *state)
-    for _ in range(paths.max_depth):
-        ops.grow_paths(stream, paths, key, lists, *state)
-    ops.finish_paths(stream, width, request, state[1], trees, law)
-
-
-def _draw_slots(slots: _Slots, growing: _Growing) -> None:
-    lists, key, request, trees, law, status = growing
-    batch, nodes, width = growing.sizes
-    ops, stream = native.ops, native.stream(trees.parent)
-    state = growing.state(ops.slots_workspace_bytes(batch, nodes, width), nodes - 1)
-    ops.begin_slots(stream, slots, width, request, *state)
-    # A call serves the best node that waits, which is in the tree.
-    for _ in range(nodes - 1):
-        ops.grow_slots(stream, slots, key, lists, *state)
-    ops.finish_slots(stream, width, request, state[1], trees, law, status)
+    token = lists.token
+    batch, depth, width = len(token), token.shape[1], token.shape[-1]
+    family = family_of(name, resolved, node_budget, depth, token.device)
+    trees = Trees.empty(batch, node_budget + 1, token.device)
+    law = Law.empty(trees, width, vocab_size)
+    request = Request.of(trees, budgets, root_token)
+    grow_tables(family, lists, key, request, trees, law, status)
+    return DrawnTrees(trees, builder.proposal, law)

@@ -13,7 +13,7 @@ import torch
 
 from treespec import _core
 from treespec.device import native
-from treespec.device.candidates import CandidateLists
+from treespec.device.trees import Trees
 
 
 class Request(NamedTuple):
@@ -25,15 +25,35 @@ class Request(NamedTuple):
     @classmethod
     def of(
         cls,
-        lists: CandidateLists,
-        node_budget: int,
-        budgets: torch.Tensor | None,
-        root_token: torch.Tensor | None,
+        trees: Trees,
+        budgets: torch.Tensor | None = None,
+        root_token: torch.Tensor | None = None,
     ) -> Request:
-        """The envelope for all sequences, unless they have budgets of their own."""
+        """The envelope of the trees for all sequences, unless they have budgets of their own."""
         if budgets is None:
-            budgets = native.ints(lists.token, len(lists.token)).fill_(node_budget)
+            batch, nodes = trees.parent.shape
+            budgets = native.ints(trees.parent, batch).fill_(nodes - 1)
         return cls(budgets, root_token)
+
+
+def round_keys(
+    seed: torch.Tensor, sequence_id: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """Keys of rounds, as kernels that draw read them.
+
+    Parameters
+    ----------
+    seed
+        ``[B]`` int64, read as unsigned.
+    sequence_id, position
+        ``[B]`` integers, of which 32 bits count.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[B, 2]`` int64.
+    """
+    return torch.stack([seed, sequence_id.long() % 2**32 + (position.long() << 32)], 1)
 
 
 class Frontier(NamedTuple):
@@ -62,13 +82,18 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(
-        cls, name: str, options: Mapping[str, Any], lists: CandidateLists, node_budget: int
+        cls,
+        name: str,
+        options: Mapping[str, Any],
+        node_budget: int,
+        max_depth: int,
+        device: torch.device,
     ) -> Shape:
-        """That of a fixed builder with this budget, over tables."""
+        """That of a fixed builder with these bounds."""
         # Draws may repeat and leave places empty, the likeliest tokens never do.
         own = {key: value for key, value in options.items() if key != "proposal"}
-        places = _places(name, json.dumps(own, sort_keys=True), node_budget, lists.token.shape[1])
-        parent = native.constant(places, torch.int32, lists.token.device)
+        places = _places(name, json.dumps(own, sort_keys=True), node_budget, max_depth)
+        parent = native.constant(places, torch.int32, device)
         # What an expansion vector that nobody has chosen is cut to.
         levels = name in ("kary", "top_plus_one") and "expansion" not in options
         return cls(parent, levels, _depth_of(places))

@@ -51,6 +51,15 @@ def score_lists(
     return scored
 
 
+def scored_by(options: Mapping[str, Any], lists: CandidateLists) -> CandidateLists:
+    """The lists as the options of a deterministic builder score them."""
+    temperature = options.get("score_temperature", 1.0)
+    calibration = calibration_of(options, lists.token.device)
+    if temperature == 1.0 and calibration is None:
+        return lists
+    return score_lists(lists, temperature=temperature, calibration=calibration)
+
+
 def calibration_of(options: Mapping[str, Any], device: torch.device) -> torch.Tensor | None:
     """The option `calibration` as the device reads it."""
     points = options.get("calibration")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,33 @@ class Law(NamedTuple):
     row_offset: torch.Tensor | None = None
     vocab_size: int = 0
     max_support: int = 0
+
+    @classmethod
+    def empty(cls, trees: Trees, width: int, vocab_size: int) -> Law:
+        """Room for a list of that width for every node, unwritten."""
+        batch, nodes = trees.parent.shape
+        rows = batch * nodes
+        return cls(
+            native.ints(trees.parent, batch, nodes),
+            trees.path_logprob.new_empty(rows * width),
+            native.ints(trees.parent, rows * width),
+            trees.parent.new_empty(rows + 1, dtype=torch.int64),
+            vocab_size,
+            width,
+        )
+
+    @classmethod
+    def sparse(cls, arrays: Sequence[torch.Tensor], vocab_size: int, max_support: int) -> Law:
+        """The law that has these `arrays`."""
+        row_of_node, prob, token, row_offset = arrays
+        return cls(row_of_node, prob, token, row_offset, vocab_size, max_support)
+
+    @property
+    def arrays(self) -> list[torch.Tensor]:
+        """`row_of_node`, `prob`, `token` and `row_offset` of a sparse law."""
+        if self.token is None or self.row_offset is None:
+            raise ValueError("Law.arrays: law must be sparse, got dense rows")
+        return [self.row_of_node, self.prob, self.token, self.row_offset]
 
 
 class ScoreChanges(NamedTuple):
