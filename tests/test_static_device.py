@@ -111,8 +111,9 @@ def test_penalties_count_the_root_and_all_behind_the_prompt_as_on_the_core(devic
     params = torch.tensor([[0.0, 0, 1, 0, 1, 1, 0]] * 2).double()
     keys = torch.zeros(2, dtype=torch.int64)
     columns = (trees.num_nodes, trees.token, trees.parent, trees.depth, *trees[5:])
-    rest = (history, prefix_length, prompt_length, params, keys, keys, status)
-    ours = cuda_ops.verify_trees("greedy", 1, logits, *columns, *rest)
-    expected = torch.ops.treespec.verify_trees("greedy", 1, logits, *columns, *rest)
+    head = ("greedy", "deterministic", False, 1, logits)
+    rest = ([], 0, history, prefix_length, prompt_length, params, keys, keys, status)
+    ours = cuda_ops.verify_trees(*head, *columns, *rest)
+    expected = torch.ops.treespec.verify_trees(*head, *columns, *rest)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     assert expected[2].tolist() == [7, 7]

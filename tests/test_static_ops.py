@@ -51,7 +51,8 @@ def verify_arguments(rng: np.random.Generator, grown: Trees, temperature: float)
     params = torch.tensor([[temperature, 0, 0.9, 0, 1.3, 0, 0]] * BATCH, dtype=torch.float64)
     seed = torch.tensor([1, -1, 3])
     keys = [torch.tensor([2, 2, 4], dtype=torch.int32), params, seed, torch.arange(BATCH)]
-    return [LEVELS, rows, *grown[:4], *grown[5:], history, prefix, *keys, no_status()]
+    head = ["deterministic", False, LEVELS, rows]
+    return [*head, *grown[:4], *grown[5:], [], 0, history, prefix, *keys, no_status()]
 
 
 def test_ranks_are_those_of_the_core(rng: np.random.Generator) -> None:
@@ -107,7 +108,7 @@ def test_verdicts_are_those_of_the_core(rng: np.random.Generator, verifier: str)
     grown = trees(candidate_lists(rng))
     temperature = 0.0 if verifier == "greedy" else 0.8
     arguments = verify_arguments(rng, grown, temperature)
-    rows, history, prefix = arguments[1], arguments[8], arguments[9]
+    rows, history, prefix, prompt = arguments[3], *arguments[12:15]
     for b in range(BATCH):  # so that something is accepted
         rows[b, 0, grown.token[b, 1]] = 20.0
     verdicts = Verdicts(*OPS.verify_trees(verifier, *arguments))
@@ -121,7 +122,7 @@ def test_verdicts_are_those_of_the_core(rng: np.random.Generator, verifier: str)
             sampling=sampling,
             verifier=verifier,
             prefix_ids=history[b, : position + 1].numpy(),
-            prompt_length=int(arguments[10][b]),
+            prompt_length=int(prompt[b]),
             seed=seed,
             sequence_id=b,
             position=position,
@@ -167,10 +168,10 @@ def test_a_program_of_all_ops_compiles_into_one_graph(rng: np.random.Generator) 
 
     def program(lists: CandidateLists, rest: list[Any], kv: list[torch.Tensor]) -> Any:
         grown = Trees(*OPS.build_trees("opt_tree", "{}", BUDGET, *lists, roots(), no_status()))
-        prefix = rest[9]
+        prefix = rest[13]
         mask = OPS.mask_trees(grown.num_nodes, grown.parent, grown.depth, prefix, no_status())
         verdicts = Verdicts(
-            *OPS.verify_trees("greedy", *rest[:2], *grown[:4], *grown[5:], *rest[8:])
+            *OPS.verify_trees("greedy", *rest[:4], *grown[:4], *grown[5:], *rest[10:])
         )
         OPS.commit_kv(kv, prefix, verdicts.nodes, verdicts.num_accepted + 1, no_status())
         return grown, mask, verdicts

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 
 from treespec import _core, device
+from treespec.device.candidates import FrontierLists
+from treespec.device.families import UNLIMITED, Family, Growing, family_of
+from treespec.device.growth import Request
+from treespec.device.scores import scored_by
 from treespec.static import ops
+from treespec.static.growth import GrowthState
 
 
 def require_cuda() -> None:
@@ -69,6 +74,8 @@ def mask_trees(
 
 def verify_trees(
     verifier: str,
+    proposal: str,
+    lossy: bool,
     max_depth: int,
     logits: torch.Tensor,
     num_nodes: torch.Tensor,
@@ -77,6 +84,8 @@ def verify_trees(
     depth: torch.Tensor,
     draw_offset: torch.Tensor,
     draw: torch.Tensor,
+    law: Sequence[torch.Tensor],
+    max_support: int,
     history: torch.Tensor,
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
@@ -95,6 +104,9 @@ def verify_trees(
         logits,
         verifier,
         max_depth=max_depth,
+        proposal=proposal,
+        law=device.Law.sparse(law, logits.shape[2], max_support) if law else None,
+        lossy=lossy,
         sampling=device.sampling_words(temperature, top_k, top_p, min_p),
         changes=changes,
         seed=seed,
@@ -116,6 +128,81 @@ def commit_kv(
     device.commit_kv(device.KvCache(buffers), path, count - 1, prefix_length, status=status)
 
 
+def begin_growth(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """`ops.begin_growth`."""
+    family, growing = _growth(
+        builder, options, node_budget, num_candidates, vocab_size, state, status
+    )
+    family.begin(growing, num_candidates, Request.of(growing.trees, root_token=root))
+
+
+def grow(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    token: torch.Tensor,
+    logprob: torch.Tensor,
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """`ops.grow`."""
+    family, growing = _growth(
+        builder, options, node_budget, num_candidates, vocab_size, state, status
+    )
+    lists = device.CandidateLists(token, logprob)
+    if growing.law is None:  # where draws come from is not for options to change
+        lists = scored_by(json.loads(options), lists)
+    family.grow(growing, key, FrontierLists(lists.token, lists.logprob))
+
+
+def finish_growth(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """`ops.finish_growth`."""
+    family, growing = _growth(
+        builder, options, node_budget, num_candidates, vocab_size, state, status
+    )
+    family.finish(growing, num_candidates, Request.of(growing.trees, root_token=root))
+
+
+def _growth(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    tensors: Sequence[torch.Tensor],
+    status: torch.Tensor,
+) -> tuple[Family, Growing]:
+    """The native functions, and the arrays that they take."""
+    state = GrowthState.of(tensors, num_candidates, vocab_size)
+    family = family_of(builder, json.loads(options), node_budget, UNLIMITED, status.device)
+    law = state.law if state.law.prob.numel() else None
+    return family, Growing(state.workspace, state.frontier, state.trees, law, status)
+
+
 def _register(function: Callable[..., Any]) -> None:
     """Make it the CUDA kernel of the op of its name, on the device of its arguments."""
     op = getattr(ops, function.__name__)
@@ -127,5 +214,14 @@ def _register(function: Callable[..., Any]) -> None:
             return function(*inputs)
 
 
-for _function in (rank_candidates, build_trees, mask_trees, verify_trees, commit_kv):
+for _function in (
+    rank_candidates,
+    build_trees,
+    mask_trees,
+    verify_trees,
+    commit_kv,
+    begin_growth,
+    grow,
+    finish_growth,
+):
     _register(_function)

@@ -14,6 +14,7 @@ C = largest depth + 1. All integers are int32 unless another type is named.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ import torch
 
 from treespec import _core
 from treespec.device.trees import Trees
+from treespec.static.growth import GrowthState
+from treespec.static.replay import Replay
 
 # Columns of `params` of `verify_trees`, float64.
 PARAM_NAMES = (
@@ -90,6 +93,43 @@ def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return like.new_empty(shape, dtype=torch.int32)
 
 
+def _replay(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    root: torch.Tensor,
+    key: torch.Tensor,
+) -> Replay:
+    whole = GrowthState.of(state, num_candidates, vocab_size)
+    return Replay(builder, options, node_budget, num_candidates, whole, root, key)
+
+
+def _tree_of(trees: Trees, b: int, proposal: str, law: Any) -> _core.TokenTree:
+    """That of a sequence, with `draft_rows`."""
+    count = int(trees.num_nodes[b])
+    assert trees.draw_offset is not None and trees.draw is not None, "trees with their draws"
+    ends, draw = trees.draw_offset[b, : count + 1].tolist(), trees.draw[b].tolist()
+    draws = [draw[begin:end] for begin, end in itertools.pairwise(ends)]
+    token, parent = (column[b, :count].numpy() for column in (trees.token, trees.parent))
+    return _core.TokenTree(token, parent=parent, proposal=proposal, draws=draws, draft_rows=law)
+
+
+def _rows_of(law: Sequence[torch.Tensor], b: int, num_nodes: int, vocab_size: int) -> Any:
+    """The laws of a sequence's nodes as `draft_rows`."""
+    row_of_node, prob, token, row_offset = law
+    rows = row_of_node[b, :num_nodes]
+    drew = rows >= 0
+    ends = [row_offset[rows[drew].long() + end].tolist() for end in (0, 1)]
+    spans = [slice(*span) for span in zip(*ends, strict=True)]
+    offset = np.cumsum([0, *(span.stop - span.start for span in spans)])
+    local = torch.where(drew, drew.cumsum(0) - 1, -1)
+    entries = (torch.cat([column[:0], *(column[s] for s in spans)]) for column in (token, prob))
+    return vocab_size, local.numpy(), offset, *(column.numpy() for column in entries)
+
+
 # --- outputs --------------------------------------------------------------------------------------
 # Made by one function for the kernels of all devices and for tracing.
 
@@ -118,9 +158,15 @@ def empty_mask(
 
 
 def empty_verdicts(
-    verifier: str, max_depth: int, logits: torch.Tensor, *rest: torch.Tensor
+    verifier: str, proposal: str, lossy: bool, max_depth: int, logits: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Outputs of `verify_trees`."""
+    return _verdicts(max_depth, logits)
+
+
+def _verdicts(
+    max_depth: int, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch = logits.shape[0]
     return _int32(logits, batch, max_depth + 1), _int32(logits, batch), _int32(logits, batch)
 
@@ -248,6 +294,8 @@ def mask_trees(
 @torch.library.custom_op("treespec::verify_trees", mutates_args=("status",), device_types="cpu")
 def verify_trees(
     verifier: str,
+    proposal: str,
+    lossy: bool,
     max_depth: int,
     logits: torch.Tensor,
     num_nodes: torch.Tensor,
@@ -256,6 +304,8 @@ def verify_trees(
     depth: torch.Tensor,
     draw_offset: torch.Tensor,
     draw: torch.Tensor,
+    law: Sequence[torch.Tensor],
+    max_support: int,
     history: torch.Tensor,
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
@@ -269,7 +319,11 @@ def verify_trees(
     Parameters
     ----------
     verifier
-        ``"greedy"`` or ``"target_only"``, which draws at the tokens' own positions (purpose 4).
+        A name of `treespec.verifier_names`.
+    proposal
+        How all trees were drawn.
+    lossy
+        Admits verifiers that change the distribution of the text.
     max_depth
         C - 1.
     logits
@@ -277,6 +331,11 @@ def verify_trees(
         the walk visits them.
     num_nodes, token, parent, depth, draw_offset, draw
         Of `treespec.device.Trees`.
+    law
+        `row_of_node`, `prob`, `token` and `row_offset` of a sparse `treespec.device.Law` whose
+        tokens are below V; empty where there is none.
+    max_support
+        The most entries of one of its rows.
     history
         ``[B, T]``: committed tokens; sequence b has ``prefix_length[b] + 1``, the root last.
     prefix_length
@@ -293,15 +352,15 @@ def verify_trees(
     path, num_accepted, next_token
         The arrays of `treespec.device.Verdicts`.
     """
-    path, num_accepted, next_token = empty_verdicts(verifier, max_depth, logits)
+    path, num_accepted, next_token = _verdicts(max_depth, logits)
     path.fill_(-1)
+    trees = Trees(num_nodes, token, parent, depth, None, draw_offset, draw)
     for b in range(len(num_nodes)):
-        count = int(num_nodes[b])
-        tree = _core.TokenTree(token[b, :count].numpy(), parent=parent[b, :count].numpy())
+        rows = _rows_of(law, b, int(num_nodes[b]), logits.shape[2]) if law else None
         position = int(prefix_length[b])
         verdict = _core.verify_logits(
-            tree,
-            logits[b, :count],
+            _tree_of(trees, b, proposal, rows),
+            logits[b, : int(num_nodes[b])],
             None,
             _row_params(tuple(params[b].tolist())),
             verifier,
@@ -309,8 +368,9 @@ def verify_trees(
             int(prompt_length[b]),
             None,
             int(seed[b]) % 2**64,
-            int(sequence_id[b]),
+            int(sequence_id[b]) % 2**32,
             position,
+            lossy,
         )
         nodes = [0, *verdict.accepted_nodes.tolist()]
         path[b, : len(nodes)] = torch.tensor(nodes)
@@ -348,8 +408,97 @@ def commit_kv(
             rows.commit(int(prefix_length[b]), path[b, :kept].numpy())
 
 
+@torch.library.custom_op(
+    "treespec::begin_growth", mutates_args=("state", "status"), device_types="cpu"
+)
+def begin_growth(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Begin to grow a tree per sequence: they wait for the lists of their roots.
+
+    Parameters
+    ----------
+    builder, options, node_budget, num_candidates, vocab_size
+        Of a `GrowthRecipe`; the trees are those of `treespec.build_tree` over a drafter that is
+        truncated to the tokens of its lists.
+    state
+        The tensors of a `GrowthState` that was made for it; written in place.
+    root
+        ``[B]``: tokens of the roots.
+    key
+        ``[B, 2]`` int64, of `treespec.device.round_keys`: draws have the numbers of these keys,
+        purpose 0. Deterministic builders take none.
+    """
+    _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key).begin()
+
+
+@torch.library.custom_op("treespec::grow", mutates_args=("state", "status"), device_types="cpu")
+def grow(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    token: torch.Tensor,
+    logprob: torch.Tensor,
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Take the lists that trees wait for; they wait for others, or are grown.
+
+    A tree that is grown is left alone, so that a program may hold a fixed number of calls.
+
+    Parameters
+    ----------
+    builder, options, node_budget, num_candidates, vocab_size, state, root, key
+        As `begin_growth` took them.
+    token, logprob
+        ``[B, rows, K]`` int32 and float32, as `rank_candidates` ranks them: list i of a sequence is
+        that of the i-th node that waits, and further ones are not read. A sequence that waits for
+        more than `rows` nodes is an error (on a device: `kOutOfBounds`).
+    """
+    replay = _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key)
+    replay.grow(token, logprob)
+
+
+@torch.library.custom_op(
+    "treespec::finish_growth", mutates_args=("state", "status"), device_types="cpu"
+)
+def finish_growth(
+    builder: str,
+    options: str,
+    node_budget: int,
+    num_candidates: int,
+    vocab_size: int,
+    state: Sequence[torch.Tensor],
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Write the trees of a state, none of which waits any more, and the law of drawn ones.
+
+    Parameters
+    ----------
+    builder, options, node_budget, num_candidates, vocab_size, state, root, key
+        As `begin_growth` took them.
+    """
+    _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key).finish()
+
+
 rank_candidates.register_fake(empty_candidates)
 build_trees.register_fake(empty_trees)
 mask_trees.register_fake(empty_mask)
 verify_trees.register_fake(empty_verdicts)
 commit_kv.register_fake(lambda buffers, prefix_length, path, count, status: None)
+for _growth_op in (begin_growth, grow, finish_growth):
+    _growth_op.register_fake(lambda *inputs: None)

@@ -231,6 +231,8 @@ def _verify(
 ) -> Verdicts:
     verdicts = OPS.verify_trees(
         verifier,
+        "deterministic",
+        False,
         recipe.max_tokens - 1,
         logits,
         trees.num_nodes,
@@ -239,6 +241,8 @@ def _verify(
         trees.depth,
         trees.draw_offset,
         trees.draw,
+        [],
+        0,
         state.history,
         state.prefix_length,
         state.prompt_length,
