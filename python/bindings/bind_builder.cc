@@ -117,6 +117,22 @@ TokenTree build(const NamedBuilder& self, const PySource& source, int32_t node_b
   return finish(*growth, root_token);
 }
 
+py::tuple scored_lists(const Dense<int32_t>& token, const Dense<float>& logprob,
+                       const std::optional<Dense<int32_t>>& next, const py::kwargs& kwargs) {
+  same_shape(token, logprob, "score_lists: token and logprob");
+  if (next) same_shape(token, *next, "score_lists: token and next");
+  TREESPEC_CHECK(token.ndim() >= 1, "score_lists: token must have a dimension at least, got none");
+  const std::vector<py::ssize_t> shape(token.shape(), token.shape() + token.ndim());
+  Dense<int32_t> scored_token(shape), scored_next(next ? shape : std::vector<py::ssize_t>{0});
+  Dense<float> scored_logprob(shape);
+  const auto width = static_cast<int32_t>(shape.back());
+  score_lists(builder_options(kwargs), token.data(), logprob.data(), next ? next->data() : nullptr,
+              width > 0 ? token.size() / width : 0, width, scored_token.mutable_data(),
+              scored_logprob.mutable_data(), scored_next.mutable_data());
+  return py::make_tuple(scored_token, scored_logprob,
+                        next ? py::object(scored_next) : py::object(py::none()));
+}
+
 void bind_frontier(py::module_& m) {
   py::class_<FrontierNode>(m, "FrontierNode")
       .def_readonly("index", &FrontierNode::index)
@@ -202,6 +218,13 @@ ValueError as Marginals does, and for other than one list per node.)")
            py::arg("max_depth") = INT32_MAX, py::arg("seed") = 0, py::arg("sequence_id") = 0,
            py::arg("position") = 0, py::arg("root_token") = 0,
            "The whole tree from a source that needs no model.");
+  m.def(
+      "score_lists", &scored_lists, py::arg("token"), py::arg("logprob"),
+      py::arg("next") = py::none(),
+      R"(Ranked lists [..., K] as a deterministic builder with these options scores and ranks them.
+
+token and next int32, logprob float32; options: score_temperature, calibration. Returns the three
+arrays, the last None without `next`. Lists that break the rules of Marginals are left as they are.)");
   m.def(
       "builder_table",
       [] {

@@ -64,6 +64,15 @@ ArrayView<const BuilderInfo> builders();
 std::unique_ptr<TreeBuilder> make_builder(std::string_view name,
                                           const BuilderOptions& options = {});
 
+/// What deterministic builders with the options `score_temperature` and `calibration` see of ranked
+/// lists `[num_lists, width]`: their scores in place of log-probabilities, ranked by these. Equal
+/// to device::score_lists; `next` and `scored_next` may be null. A list that breaks the rules of
+/// Marginals is handed on as it is, for the builder that reads it to refuse. Throws InvalidArgument
+/// for `options` that are wrong or others.
+void score_lists(const BuilderOptions& options, const int32_t* token, const float* logprob,
+                 const int32_t* next, int64_t num_lists, int32_t width, int32_t* scored_token,
+                 float* scored_logprob, int32_t* scored_next);
+
 /// Throws InvalidArgument when the builder cannot read the source, naming the builders that can.
 void check_source(const TreeBuilder& builder, std::string_view name, SourceKind kind);
 

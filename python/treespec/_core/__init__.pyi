@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import device
-__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_scalars', 'root_tree', 'sample_at_position', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_scalars', 'root_tree', 'sample_at_position', 'score_lists', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -579,6 +579,13 @@ def root_tree(token: typing.SupportsInt | typing.SupportsIndex) -> TokenTree:
 def sample_at_position(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], seed: typing.SupportsInt | typing.SupportsIndex, sequence_id: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     Winner of the exponential race keyed by position; distributed as the weights.
+    """
+def score_lists(token: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logprob: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], next: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None = None, **kwargs) -> tuple:
+    """
+    Ranked lists [..., K] as a deterministic builder with these options scores and ranks them.
+    
+    token and next int32, logprob float32; options: score_temperature, calibration. Returns the three
+    arrays, the last None without `next`. Lists that break the rules of Marginals are left as they are.
     """
 def sequence_ids(parent: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
     """

@@ -16,9 +16,10 @@ import torch
 
 from treespec import _core, device
 from treespec.device.candidates import FrontierLists
+from treespec.device.draw import draw_keyed_tree
 from treespec.device.families import UNLIMITED, Family, Growing, family_of
 from treespec.device.growth import Request
-from treespec.device.scores import scored_by
+from treespec.device.scores import calibration_of, scored_by
 from treespec.static import ops
 from treespec.static.growth import GrowthState
 
@@ -41,13 +42,59 @@ def rank_candidates(
     return lists.token, lists.logprob
 
 
+def link_transitions(
+    token: torch.Tensor, logprob: torch.Tensor, owner: torch.Tensor
+) -> tuple[Any, ...]:
+    """`ops.link_transitions`."""
+    return tuple(device.link_transitions(device.CandidateLists(token, logprob), owner))
+
+
+def score_lists(
+    options: str, token: torch.Tensor, logprob: torch.Tensor, next: torch.Tensor | None
+) -> tuple[Any, ...]:
+    """`ops.score_lists`."""
+    named = json.loads(options)
+    scored = device.score_lists(
+        device.CandidateLists(token, logprob, next),
+        temperature=named.get("score_temperature", 1.0),
+        calibration=calibration_of(named, token.device),
+    )
+    return tuple(token.new_empty(0) if array is None else array for array in scored)
+
+
+def root_scalars(
+    target_logits: torch.Tensor,
+    draft_logits: torch.Tensor,
+    root_logits: torch.Tensor,
+    params: torch.Tensor,
+    draft_params: torch.Tensor,
+    history: torch.Tensor,
+    prefix_length: torch.Tensor,
+    prompt_length: torch.Tensor,
+    status: torch.Tensor,
+) -> torch.Tensor:
+    """`ops.root_scalars`."""
+    temperature, top_k, top_p = draft_params.unbind(1)
+    min_p = torch.zeros_like(top_p)
+    return device.root_scalars(
+        target_logits,
+        draft_logits,
+        root_logits,
+        sampling=device.sampling_words(*params[:, :4].unbind(1)),
+        draft_sampling=device.sampling_words(temperature, top_k, top_p, min_p),
+        tokens_before=prefix_length,
+        changes=_changes(params, history, prefix_length, prompt_length),
+        status=status,
+    )
+
+
 def build_trees(
     builder: str,
     options: str,
     node_budget: int,
     token: torch.Tensor,
     logprob: torch.Tensor,
-    next: torch.Tensor,
+    next: torch.Tensor | None,
     root: torch.Tensor,
     status: torch.Tensor,
 ) -> tuple[Any, ...]:
@@ -57,6 +104,32 @@ def build_trees(
     return tuple(
         device.build_tree(builder, lists, node_budget, root_token=root, status=status, **named)
     )
+
+
+def draw_trees(
+    builder: str,
+    options: str,
+    node_budget: int,
+    vocab_size: int,
+    token: torch.Tensor,
+    logprob: torch.Tensor,
+    next: torch.Tensor | None,
+    root: torch.Tensor,
+    key: torch.Tensor,
+    status: torch.Tensor,
+) -> tuple[Any, ...]:
+    """`ops.draw_trees`."""
+    drawn = draw_keyed_tree(
+        builder,
+        device.CandidateLists(token, logprob, next),
+        node_budget,
+        vocab_size=vocab_size,
+        key=key,
+        root_token=root,
+        status=status,
+        **json.loads(options),
+    )
+    return *drawn.trees, *drawn.law.arrays
 
 
 def mask_trees(
@@ -95,10 +168,6 @@ def verify_trees(
     status: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`ops.verify_trees`."""
-    temperature, top_k, top_p, min_p = params[:, :4].unbind(1)
-    changes = device.ScoreChanges(
-        params[:, 4:].contiguous(), history, prefix_length + 1, prompt_length
-    )
     verdicts = device.verify(
         device.Trees(num_nodes, token, parent, depth, None, draw_offset, draw),
         logits,
@@ -107,14 +176,21 @@ def verify_trees(
         proposal=proposal,
         law=device.Law.sparse(law, logits.shape[2], max_support) if law else None,
         lossy=lossy,
-        sampling=device.sampling_words(temperature, top_k, top_p, min_p),
-        changes=changes,
+        sampling=device.sampling_words(*params[:, :4].unbind(1)),
+        changes=_changes(params, history, prefix_length + 1, prompt_length),
         seed=seed,
         sequence_id=sequence_id.int(),
         position=prefix_length,
         status=status,
     )
     return tuple(verdicts)
+
+
+def _changes(
+    params: torch.Tensor, history: torch.Tensor, length: torch.Tensor, prompt_length: torch.Tensor
+) -> device.ScoreChanges:
+    """Penalties for what is among the first tokens of a history."""
+    return device.ScoreChanges(params[:, 4:].contiguous(), history, length, prompt_length)
 
 
 def commit_kv(
@@ -210,13 +286,18 @@ def _register(function: Callable[..., Any]) -> None:
     @op.register_kernel("cuda")
     @functools.wraps(function)
     def kernel(*inputs: Any) -> Any:
-        with torch.cuda.device(inputs[-1].device):  # the status
+        [*_, last] = (value for value in inputs if isinstance(value, torch.Tensor))
+        with torch.cuda.device(last.device):
             return function(*inputs)
 
 
 for _function in (
     rank_candidates,
+    link_transitions,
+    score_lists,
+    root_scalars,
     build_trees,
+    draw_trees,
     mask_trees,
     verify_trees,
     commit_kv,

@@ -14,7 +14,6 @@ C = largest depth + 1. All integers are int32 unless another type is named.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,8 +23,34 @@ import torch
 
 from treespec import _core
 from treespec.device.trees import Trees
-from treespec.static.growth import GrowthState
-from treespec.static.replay import Replay
+from treespec.static.build_ops import (
+    begin_growth,
+    build_trees,
+    draw_trees,
+    finish_growth,
+    grow,
+    link_transitions,
+    score_lists,
+)
+from treespec.static.host_trees import rows_of, tree_of
+
+__all__ = [
+    "PARAM_NAMES",
+    "CandidateLists",
+    "begin_growth",
+    "build_trees",
+    "commit_kv",
+    "draw_trees",
+    "encode_options",
+    "finish_growth",
+    "grow",
+    "link_transitions",
+    "mask_trees",
+    "rank_candidates",
+    "root_scalars",
+    "score_lists",
+    "verify_trees",
+]
 
 # Columns of `params` of `verify_trees`, float64.
 PARAM_NAMES = (
@@ -62,72 +87,13 @@ def encode_options(options: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _builder(name: str, options: str) -> _core.TreeBuilder:
-    return _core.TreeBuilder(name, **json.loads(options))
-
-
-@functools.lru_cache(maxsize=64)
 def _row_params(values: tuple[float, ...]) -> _core.RowParams:
     named: dict[str, Any] = dict(zip(PARAM_NAMES, values, strict=True))
     return _core.RowParams(**{**named, "top_k": int(named["top_k"])})
 
 
-TreeArrays = tuple[
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-]
-
-
-def _arrays(trees: Trees) -> TreeArrays:
-    """Trees as an op returns them: a plain tuple, without None."""
-    arrays: Any = tuple(trees)
-    return arrays
-
-
 def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return like.new_empty(shape, dtype=torch.int32)
-
-
-def _replay(
-    builder: str,
-    options: str,
-    node_budget: int,
-    num_candidates: int,
-    vocab_size: int,
-    state: Sequence[torch.Tensor],
-    root: torch.Tensor,
-    key: torch.Tensor,
-) -> Replay:
-    whole = GrowthState.of(state, num_candidates, vocab_size)
-    return Replay(builder, options, node_budget, num_candidates, whole, root, key)
-
-
-def _tree_of(trees: Trees, b: int, proposal: str, law: Any) -> _core.TokenTree:
-    """That of a sequence, with `draft_rows`."""
-    count = int(trees.num_nodes[b])
-    assert trees.draw_offset is not None and trees.draw is not None, "trees with their draws"
-    ends, draw = trees.draw_offset[b, : count + 1].tolist(), trees.draw[b].tolist()
-    draws = [draw[begin:end] for begin, end in itertools.pairwise(ends)]
-    token, parent = (column[b, :count].numpy() for column in (trees.token, trees.parent))
-    return _core.TokenTree(token, parent=parent, proposal=proposal, draws=draws, draft_rows=law)
-
-
-def _rows_of(law: Sequence[torch.Tensor], b: int, num_nodes: int, vocab_size: int) -> Any:
-    """The laws of a sequence's nodes as `draft_rows`."""
-    row_of_node, prob, token, row_offset = law
-    rows = row_of_node[b, :num_nodes]
-    drew = rows >= 0
-    ends = [row_offset[rows[drew].long() + end].tolist() for end in (0, 1)]
-    spans = [slice(*span) for span in zip(*ends, strict=True)]
-    offset = np.cumsum([0, *(span.stop - span.start for span in spans)])
-    local = torch.where(drew, drew.cumsum(0) - 1, -1)
-    entries = (torch.cat([column[:0], *(column[s] for s in spans)]) for column in (token, prob))
-    return vocab_size, local.numpy(), offset, *(column.numpy() for column in entries)
 
 
 # --- outputs --------------------------------------------------------------------------------------
@@ -142,19 +108,17 @@ def empty_candidates(
     return _int32(logits, *shape), logits.new_empty(shape, dtype=torch.float32)
 
 
-def empty_trees(
-    builder: str, options: str, node_budget: int, token: torch.Tensor, *rest: torch.Tensor
-) -> TreeArrays:
-    """Outputs of `build_trees`."""
-    return _arrays(Trees.empty(token.shape[0], node_budget + 1, token.device))
-
-
 def empty_mask(
     num_nodes: torch.Tensor, parent: torch.Tensor, *rest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of `mask_trees`."""
     batch, nodes = parent.shape
     return _int32(parent, batch, nodes, (nodes + 31) // 32), _int32(parent, batch, nodes)
+
+
+def empty_scalars(target_logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """Output of `root_scalars`."""
+    return target_logits.new_empty((len(target_logits), 9), dtype=torch.float32)
 
 
 def empty_verdicts(
@@ -208,49 +172,55 @@ def rank_candidates(
     return token, logprob
 
 
-@torch.library.custom_op("treespec::build_trees", mutates_args=("status",), device_types="cpu")
-def build_trees(
-    builder: str,
-    options: str,
-    node_budget: int,
-    token: torch.Tensor,
-    logprob: torch.Tensor,
-    next: torch.Tensor,
-    root: torch.Tensor,
+@torch.library.custom_op("treespec::root_scalars", mutates_args=("status",), device_types="cpu")
+def root_scalars(
+    target_logits: torch.Tensor,
+    draft_logits: torch.Tensor,
+    root_logits: torch.Tensor,
+    params: torch.Tensor,
+    draft_params: torch.Tensor,
+    history: torch.Tensor,
+    prefix_length: torch.Tensor,
+    prompt_length: torch.Tensor,
     status: torch.Tensor,
-) -> tuple[
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-]:
-    """Build one deterministic tree per sequence; takes no random numbers.
+) -> torch.Tensor:
+    """What a selector reads of the laws around the roots, beside hidden states.
 
     Parameters
     ----------
-    builder, options
-        A name of `treespec.builder_names` and the text of `encode_options`.
-    node_budget
-        M - 1.
-    token, logprob, next
-        The arrays of `CandidateLists`.
-    root
-        ``[B]``: tokens of the roots.
+    target_logits
+        ``[B, V]`` float16, bfloat16, float32 or, on a CPU, float64: the target's after the token
+        before the root.
+    draft_logits, root_logits
+        ``[B, any width]``: the drafter's there, and after the root; columns beyond V take no part.
+    params
+        ``[B, 7]`` float64, in the order of `PARAM_NAMES`: of the target.
+    draft_params
+        ``[B, 3]`` float64: temperature, top-k and top-p of both rows of the drafter.
+    history, prefix_length, prompt_length
+        As of `verify_trees`: ``prefix_length[b]`` tokens are before the root, at least 1.
 
     Returns
     -------
-    num_nodes, token, parent, depth, path_logprob, draw_offset, draw
-        The arrays of `treespec.device.Trees`, in pop order.
+    torch.Tensor
+        ``[B, 9]`` float32, in the order of `treespec.selector.features.SCALARS`.
     """
-    grown = []
-    for b in range(len(root)):
-        source = _core.Transitions(token[b].numpy(), logprob[b].numpy(), next[b].numpy())
-        tree = _builder(builder, options).build(source, node_budget, root_token=int(root[b]))
-        grown.append(tree)
-    return _arrays(Trees.pack(grown, node_budget + 1, "cpu"))
+    scalars = empty_scalars(target_logits)
+    for b in range(len(scalars)):
+        temperature, top_k, top_p = draft_params[b].tolist()
+        numbers = _core.root_scalars(
+            target_logits[b],
+            _row_params(tuple(params[b].tolist())),
+            history[b, : int(prefix_length[b])].numpy(),
+            int(prompt_length[b]),
+            draft_logits[b],
+            root_logits[b],
+            temperature,
+            int(top_k),
+            top_p,
+        )
+        scalars[b] = torch.from_numpy(numbers)
+    return scalars
 
 
 @torch.library.custom_op("treespec::mask_trees", mutates_args=("status",), device_types="cpu")
@@ -356,10 +326,10 @@ def verify_trees(
     path.fill_(-1)
     trees = Trees(num_nodes, token, parent, depth, None, draw_offset, draw)
     for b in range(len(num_nodes)):
-        rows = _rows_of(law, b, int(num_nodes[b]), logits.shape[2]) if law else None
+        rows = rows_of(law, b, int(num_nodes[b]), logits.shape[2]) if law else None
         position = int(prefix_length[b])
         verdict = _core.verify_logits(
-            _tree_of(trees, b, proposal, rows),
+            tree_of(trees, b, proposal, rows),
             logits[b, : int(num_nodes[b])],
             None,
             _row_params(tuple(params[b].tolist())),
@@ -408,97 +378,8 @@ def commit_kv(
             rows.commit(int(prefix_length[b]), path[b, :kept].numpy())
 
 
-@torch.library.custom_op(
-    "treespec::begin_growth", mutates_args=("state", "status"), device_types="cpu"
-)
-def begin_growth(
-    builder: str,
-    options: str,
-    node_budget: int,
-    num_candidates: int,
-    vocab_size: int,
-    state: Sequence[torch.Tensor],
-    root: torch.Tensor,
-    key: torch.Tensor,
-    status: torch.Tensor,
-) -> None:
-    """Begin to grow a tree per sequence: they wait for the lists of their roots.
-
-    Parameters
-    ----------
-    builder, options, node_budget, num_candidates, vocab_size
-        Of a `GrowthRecipe`; the trees are those of `treespec.build_tree` over a drafter that is
-        truncated to the tokens of its lists.
-    state
-        The tensors of a `GrowthState` that was made for it; written in place.
-    root
-        ``[B]``: tokens of the roots.
-    key
-        ``[B, 2]`` int64, of `treespec.device.round_keys`: draws have the numbers of these keys,
-        purpose 0. Deterministic builders take none.
-    """
-    _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key).begin()
-
-
-@torch.library.custom_op("treespec::grow", mutates_args=("state", "status"), device_types="cpu")
-def grow(
-    builder: str,
-    options: str,
-    node_budget: int,
-    num_candidates: int,
-    vocab_size: int,
-    state: Sequence[torch.Tensor],
-    token: torch.Tensor,
-    logprob: torch.Tensor,
-    root: torch.Tensor,
-    key: torch.Tensor,
-    status: torch.Tensor,
-) -> None:
-    """Take the lists that trees wait for; they wait for others, or are grown.
-
-    A tree that is grown is left alone, so that a program may hold a fixed number of calls.
-
-    Parameters
-    ----------
-    builder, options, node_budget, num_candidates, vocab_size, state, root, key
-        As `begin_growth` took them.
-    token, logprob
-        ``[B, rows, K]`` int32 and float32, as `rank_candidates` ranks them: list i of a sequence is
-        that of the i-th node that waits, and further ones are not read. A sequence that waits for
-        more than `rows` nodes is an error (on a device: `kOutOfBounds`).
-    """
-    replay = _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key)
-    replay.grow(token, logprob)
-
-
-@torch.library.custom_op(
-    "treespec::finish_growth", mutates_args=("state", "status"), device_types="cpu"
-)
-def finish_growth(
-    builder: str,
-    options: str,
-    node_budget: int,
-    num_candidates: int,
-    vocab_size: int,
-    state: Sequence[torch.Tensor],
-    root: torch.Tensor,
-    key: torch.Tensor,
-    status: torch.Tensor,
-) -> None:
-    """Write the trees of a state, none of which waits any more, and the law of drawn ones.
-
-    Parameters
-    ----------
-    builder, options, node_budget, num_candidates, vocab_size, state, root, key
-        As `begin_growth` took them.
-    """
-    _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key).finish()
-
-
 rank_candidates.register_fake(empty_candidates)
-build_trees.register_fake(empty_trees)
+root_scalars.register_fake(empty_scalars)
 mask_trees.register_fake(empty_mask)
 verify_trees.register_fake(empty_verdicts)
 commit_kv.register_fake(lambda buffers, prefix_length, path, count, status: None)
-for _growth_op in (begin_growth, grow, finish_growth):
-    _growth_op.register_fake(lambda *inputs: None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ import torch
 
 from treespec import _core
 from treespec.device.trees import Trees
-from treespec.device.verify import Law
 from treespec.static.growth import GrowthState
+from treespec.static.host_trees import write_law, written_key
 
 
 class Record:
@@ -115,13 +114,7 @@ class Replay:
 
     def _growth(self, b: int) -> _core.TreeGrowth:
         """That of a sequence, where its lists have brought it."""
-        seed, words = self._key[b]
-        growth = self._builder.begin(
-            self._node_budget,
-            seed=seed % 2**64,
-            sequence_id=words % 2**32,
-            position=(words >> 32) % 2**32,
-        )
+        growth = self._builder.begin(self._node_budget, **written_key(self._key[b]))
         record, taken = self._record, 0
         while taken < record.count[b]:
             end = taken + len(growth.frontier())
@@ -141,38 +134,6 @@ class Replay:
             column[:count] = torch.from_numpy(getattr(nodes, name))
             column[count:] = padding
         frontier.state[b] = 0
-
-
-def write_law(trees: Sequence[_core.TokenTree], law: Law) -> None:
-    """The laws of drawn trees one after the other, as kernels pack them: row ``b * M + i`` is that
-    of node i of sequence b, empty if it drew nothing.
-    """
-    row_of_node, prob, token, row_offset = law.arrays
-    batch, nodes = row_of_node.shape
-    size = np.zeros(batch * nodes, np.int64)
-    rows = []
-    for b, tree in enumerate(trees):
-        for node, entries in _laws_of(tree):
-            size[b * nodes + node] = len(entries[0])
-            rows.append(entries)
-    of_node = np.where(size > 0, np.arange(len(size)), -1).astype(np.int32)
-    row_of_node.copy_(torch.from_numpy(of_node).view(batch, nodes))
-    row_offset.copy_(torch.from_numpy(np.concatenate([[0], np.cumsum(size)])))
-    for out, column in zip((token, prob), zip(*rows, strict=True), strict=bool(rows)):
-        out[: size.sum()] = torch.from_numpy(np.concatenate(column))
-
-
-def _laws_of(
-    tree: _core.TokenTree,
-) -> Iterator[tuple[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]]:
-    """Nodes that drew, with the tokens of their laws and the probabilities."""
-    rows = tree.draft_rows
-    if rows is None:
-        return
-    _, row_of_node, row_offset, token, prob = rows
-    for node in np.flatnonzero(row_of_node >= 0).tolist():
-        begin, end = row_offset[row_of_node[node] :][:2]
-        yield node, (token[begin:end], prob[begin:end])
 
 
 @functools.lru_cache(maxsize=64)
