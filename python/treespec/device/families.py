@@ -7,6 +7,8 @@ its native functions take.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -264,6 +266,13 @@ def family_of(
     NotImplementedError
         For builders that do not grow by lists on a device.
     """
+    return _family(name, json.dumps(options, sort_keys=True), node_budget, max_depth, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _family(name: str, text: str, node_budget: int, max_depth: int, device: torch.device) -> Family:
+    """Made once: a captured graph keeps its constants, and some shapes take long to find."""
+    options = json.loads(text)
     builder = _core.TreeBuilder(name, **options)  # knows its options
     builder.begin(node_budget, max_depth)  # refuses a budget that they do not fit
     if name not in _MAKERS:
