@@ -266,10 +266,10 @@ def draw_trees(
         named = written_key(words)
         grown.append(native.build(source, node_budget, root_token=int(root[b]), **named))
     trees = Trees.pack(grown, node_budget + 1, "cpu")
-    law = Law.empty(trees, token.shape[-1], vocab_size)
-    write_law(grown, law)
-    arrays: Any = (*trees, *law.arrays)
-    return arrays
+    arrays = [array.zero_() for array in Law.empty(trees, token.shape[-1], vocab_size).arrays]
+    write_law(grown, arrays)
+    outputs: Any = (*trees, *arrays)
+    return outputs
 
 
 def _builder_for(who: str, kind: str, name: str, options: str) -> _core.TreeBuilder:

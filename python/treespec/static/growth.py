@@ -42,6 +42,11 @@ class GrowthRecipe(NamedTuple):
     max_rows: int
 
     @property
+    def arguments(self) -> tuple[str, str, int, int, int]:
+        """What the ops of a growth take first."""
+        return self[:5]
+
+    @property
     def native_builder(self) -> _core.TreeBuilder:
         """The builder with its options."""
         return _core.TreeBuilder(self.builder, **json.loads(self.options))

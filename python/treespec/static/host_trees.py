@@ -13,7 +13,6 @@ import torch
 
 from treespec import _core
 from treespec.device.trees import Trees
-from treespec.device.verify import Law
 
 
 def written_key(words: Sequence[int]) -> dict[str, int]:
@@ -49,11 +48,11 @@ def rows_of(law: Sequence[torch.Tensor], b: int, num_nodes: int, vocab_size: int
     return vocab_size, local.numpy(), offset, *(column.numpy() for column in entries)
 
 
-def write_law(trees: Sequence[_core.TokenTree], law: Law) -> None:
-    """The laws of drawn trees one after the other, as kernels pack them: row ``b * M + i`` is that
-    of node i of sequence b, empty if it drew nothing.
+def write_law(trees: Sequence[_core.TokenTree], law: Sequence[torch.Tensor]) -> None:
+    """Into the arrays of a `Law`: rows one after the other, as kernels pack them. Row ``b * M + i``
+    is that of node i of sequence b, empty if it drew nothing.
     """
-    row_of_node, prob, token, row_offset = law.arrays
+    row_of_node, prob, token, row_offset = law
     batch, nodes = row_of_node.shape
     size = np.zeros(batch * nodes, np.int64)
     rows = []

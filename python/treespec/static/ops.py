@@ -192,7 +192,7 @@ def root_scalars(
         ``[B, V]`` float16, bfloat16, float32 or, on a CPU, float64: the target's after the token
         before the root.
     draft_logits, root_logits
-        ``[B, any width]``: the drafter's there, and after the root; columns beyond V take no part.
+        ``[B, W]``, any W: the drafter's there, and after the root; columns beyond V take no part.
     params
         ``[B, 7]`` float64, in the order of `PARAM_NAMES`: of the target.
     draft_params

@@ -110,7 +110,7 @@ class Replay:
         for own, written in zip(trees, packed, strict=True):
             own.copy_(written)
         if self._builder.proposal != "deterministic":
-            write_law(grown, law)
+            write_law(grown, law.arrays)
 
     def _growth(self, b: int) -> _core.TreeGrowth:
         """That of a sequence, where its lists have brought it."""
