@@ -88,7 +88,9 @@ class PathDrafter:
         return rows
 
 
-def make_recipe(name: str, options: dict[str, Any], max_rows: int = BUDGET * BUDGET) -> GrowthRecipe:
+def make_recipe(
+    name: str, options: dict[str, Any], max_rows: int = BUDGET * BUDGET
+) -> GrowthRecipe:
     text = encode_options(resolve_options(options))
     return GrowthRecipe(name, text, BUDGET, WIDTH, VOCAB, max_rows)
 
@@ -151,7 +153,7 @@ def grow_trees(
 ) -> list[list[torch.Tensor]]:
     """Grows and finishes trees by those ops, and calls once more; returns all frontiers."""
     drafters = [PathDrafter() for _ in range(BATCH)]
-    begun = recipe[:5]
+    begun = recipe.arguments
     data = (roots(), keys() if key is None else key, status)
     ops.begin_growth(*begun, state.tensors, *data)
     frontiers = [[column.clone() for column in state.frontier]]

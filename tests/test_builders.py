@@ -586,6 +586,18 @@ def test_enumerated_trees_are_sound_and_their_probabilities_sum_to_one(mode):
         assert check_tree(tree) == []
 
 
+@only(lambda builder_name: reads(builder_name, "marginals"))
+def test_a_growth_takes_lists_in_place_of_rows(builder_name):
+    source, _ = make_source("marginals", 5)  # its lists are not ranked
+    token, logprob = source.arrays
+    for mode in modes_of(builder_name):
+        key = {"seed": 3, "sequence_id": 1, "position": 7}
+        growth = treespec._core.TreeBuilder(builder_name, **mode).begin(9, 4, **key)
+        while len(nodes := growth.frontier()):
+            growth.supply_lists(token[nodes.depth], logprob[nodes.depth])
+        same_tree(growth.finish(), treespec.build_tree(builder_name, source, 9, **key, **mode))
+
+
 def test_a_grown_tree_takes_no_more_rows_and_is_finished_once():
     growth = treespec._core.TreeBuilder("chain").begin(1)
     growth.supply(np.zeros((1, 1), np.float32))

@@ -7,6 +7,7 @@ import pytest
 import treespec
 from treespec import _core, testing
 
+FLOATS = np.float32
 HALF = np.full((2, 2), 0.5)
 LAW = np.array([[0.5, 0.5], [0, 0]], np.float32)
 
@@ -17,6 +18,15 @@ def chain(**fields):
 
 def sampled(**fields):
     return chain(**{"proposal": "iid", "draws": [[1], []], "draft_probs": LAW, **fields})
+
+
+def sparse(vocab_size=2, nodes=(0, -1), offset=(0, 2), token=(0, 1), prob=(0.5, 0.5)):
+    law = (vocab_size, nodes, offset, token, np.array(prob, FLOATS))
+    return chain(proposal="iid", draws=[[1], []], draft_rows=law)
+
+
+def supply_lists(token, logprob):
+    return lambda: _core.TreeBuilder("opt_tree").begin(2).supply_lists(token, logprob)
 
 
 def lists(depth=1):
@@ -38,7 +48,6 @@ class Expand:
         return self.rows
 
 
-FLOATS = np.float32
 ROWS = {
     # --- trees
     "no nodes": (lambda: treespec.TokenTree(token=[], parent=[]), ValueError, r"token"),
@@ -150,7 +159,77 @@ ROWS = {
         ValueError,
         r"draft_probs.*float",
     ),
+    "a law with and without zeros": (
+        lambda: sampled(draft_rows=sampled().draft_rows),
+        ValueError,
+        r"TokenTree: draft_probs and draft_rows must not both be given",
+    ),
+    "sparse law without a vocabulary": (
+        lambda: sparse(vocab_size=0),
+        ValueError,
+        r"draft_rows: vocab_size must be >= 1, got 0",
+    ),
+    "sparse law of other nodes": (
+        lambda: sparse(nodes=[0]),
+        ValueError,
+        r"draft_rows: row_of_node must be \[2\], got \[1\]",
+    ),
+    "sparse law of a row that is not there": (
+        lambda: sparse(nodes=[1, -1]),
+        ValueError,
+        r"draft_rows: row_of_node must be in \[-1, 1\), got 1",
+    ),
+    "sparse law without rows": (
+        lambda: sparse(offset=[]),
+        ValueError,
+        r"draft_rows: row_offset must ascend from 0 to 2",
+    ),
+    "sparse law that ends early": (
+        lambda: sparse(offset=[0, 1]),
+        ValueError,
+        r"draft_rows: row_offset must ascend from 0 to 2",
+    ),
+    "sparse law whose rows fall": (
+        lambda: sparse(offset=[0, 3, 2]),
+        ValueError,
+        r"draft_rows: row_offset must ascend from 0 to 2",
+    ),
+    "sparse law with fewer probabilities": (
+        lambda: sparse(prob=[1.0]),
+        ValueError,
+        r"draft_rows: token and prob must have the same shape, got \[2\] and \[1\]",
+    ),
+    "sparse law of a token beyond": (
+        lambda: sparse(token=[0, 2]),
+        ValueError,
+        r"draft_rows: token must be in \[0, 2\), got 2",
+    ),
+    "sparse law in two dimensions": (
+        lambda: sparse(prob=[[0.5, 0.5]]),
+        ValueError,
+        r"draft_rows: prob must be contiguous float32 of one dimension, got \[1, 2\]",
+    ),
     # --- sources
+    "lists of different shapes": (
+        supply_lists([[0, 1]], np.zeros((1, 3), FLOATS)),
+        ValueError,
+        r"supply_lists: token and logprob must have the same shape",
+    ),
+    "lists of one dimension": (
+        supply_lists([0, 1], np.zeros(2, FLOATS)),
+        ValueError,
+        r"supply_lists: token must have 2 dimensions, got 1",
+    ),
+    "lists with a token twice": (
+        supply_lists([[3, 3]], np.full((1, 2), -1, FLOATS)),
+        ValueError,
+        r"supply_lists: tokens of a list must be distinct, got 3 twice in list 0",
+    ),
+    "lists of others": (
+        supply_lists([[3], [4]], np.full((2, 1), -1, FLOATS)),
+        ValueError,
+        r"rows must be one per frontier node \(1\), got 2",
+    ),
     "marginals of different shapes": (
         lambda: treespec.Marginals([[0, 1]], np.zeros((1, 3), FLOATS)),
         ValueError,

@@ -142,7 +142,7 @@ def begun(recipe: GrowthRecipe, state: GrowthState, kernels: Any) -> Any:
 
     def call(name: str, *lists: torch.Tensor, status: torch.Tensor | None = None) -> None:
         word = no_status() if status is None else status
-        getattr(kernels, name)(*recipe[:5], state.tensors, *lists, roots(), keys(), word)
+        getattr(kernels, name)(*recipe.arguments, state.tensors, *lists, roots(), keys(), word)
 
     call("begin_growth")
     return call
@@ -224,7 +224,7 @@ def test_a_state_is_its_tensors() -> None:
 def test_the_ops_follow_the_rules_of_torch(name: str, options: dict[str, Any]) -> None:
     recipe = make_recipe(name, options)
     state, drafters = GrowthState.empty(recipe, BATCH, CPU), [PathDrafter() for _ in range(BATCH)]
-    head, data = recipe[:5], (roots(), keys(), no_status())
+    head, data = recipe.arguments, (roots(), keys(), no_status())
     torch.library.opcheck(ops.begin_growth, (*head, state.tensors, *data))
     OPS.begin_growth(*head, state.tensors, *data)
     lists = draft_lists(state, drafters)
@@ -242,9 +242,9 @@ def test_on_fake_tensors_nothing_is_computed() -> None:
         tensors = [mode.from_tensor(tensor) for tensor in state.tensors]
         root, key, status = map(mode.from_tensor, data)
         lists = torch.zeros(BATCH, 2, WIDTH, dtype=torch.int32), torch.zeros(BATCH, 2, WIDTH)
-        OPS.begin_growth(*recipe[:5], tensors, root, key, status)
-        OPS.grow(*recipe[:5], tensors, *lists, root, key, status)
-        OPS.finish_growth(*recipe[:5], tensors, root, key, status)
+        OPS.begin_growth(*recipe.arguments, tensors, root, key, status)
+        OPS.grow(*recipe.arguments, tensors, *lists, root, key, status)
+        OPS.finish_growth(*recipe.arguments, tensors, root, key, status)
 
 
 @pytest.mark.parametrize(("name", "options"), [("opt_tree", {}), ("kary", DRAWN[3][1])], ids=str)
@@ -262,10 +262,10 @@ def test_a_growth_and_its_verification_compile_into_one_graph(
     rest = verify_arguments(known.trees, proposal, None, "target_only")
 
     def program(tensors: list[torch.Tensor], lists: Any) -> Any:
-        OPS.begin_growth(*recipe[:5], tensors, *data)
+        OPS.begin_growth(*recipe.arguments, tensors, *data)
         for _ in range(BUDGET):
-            OPS.grow(*recipe[:5], tensors, *lists, *data)
-        OPS.finish_growth(*recipe[:5], tensors, *data)
+            OPS.grow(*recipe.arguments, tensors, *lists, *data)
+        OPS.finish_growth(*recipe.arguments, tensors, *data)
         state = GrowthState.of(tensors, WIDTH, VOCAB)
         names = ("num_nodes", "token", "parent", "depth", "draw_offset", "draw")
         columns = {column: getattr(state.trees, column) for column in names}

@@ -36,6 +36,36 @@ def test_a_tree_gives_back_what_it_was_given(rng, proposal):
         np.testing.assert_array_equal(core.draft_probs, tree.draft_probs)
 
 
+@pytest.mark.parametrize("proposal", [p for p in PROPOSALS if p != "deterministic"])
+def test_a_law_may_be_given_without_its_zeros(rng, proposal):
+    tree = testing.random_tree(
+        rng, num_nodes=25, vocab_size=7, proposal=proposal, kinds=("dense", "sparse")
+    )
+    core = testing.core_tree(tree)
+    again = treespec.TokenTree(
+        core.token,
+        parent=core.parent,
+        proposal=proposal,
+        draws=core.draws,
+        draft_rows=core.draft_rows,
+    )
+    np.testing.assert_array_equal(again.draft_probs, core.draft_probs)
+    assert treespec.check_tree(again) == []
+    vocab_size, row_of_node, row_offset, token, prob = again.draft_rows
+    assert vocab_size == 7
+    for node, law in enumerate(tree.draft_probs):
+        drew = len(tree.draws[node]) > 0
+        assert (row_of_node[node] >= 0) == drew
+        if drew:
+            own = slice(*row_offset[row_of_node[node] :][:2])
+            np.testing.assert_array_equal(token[own], np.flatnonzero(law))
+            np.testing.assert_array_equal(prob[own], law[law > 0].astype(np.float32))
+
+
+def test_a_tree_without_draws_has_no_law():
+    assert treespec.TokenTree([5, 1], parent=[-1, 0]).draft_rows is None
+
+
 def test_draws_of_a_deterministic_tree_default_to_children_by_id():
     core = treespec.TokenTree(token=[9, 1, 2, 3, 1], parent=[-1, 0, 1, 0, 3])
     assert [list(d) for d in core.draws] == [[1, 3], [2], [], [4], []]
