@@ -98,6 +98,7 @@ def test_linked_lists(rng: np.random.Generator) -> None:
         {},
         {"score_temperature": 0.3},
         {"calibration": [[0.2, 0.1], [0.6, 0.9]]},
+        {"calibration": [[0.01, 0.5]]},  # most scores are equal then
         {"calibration": [[0.1, 0.0], [0.3, 0.5]], "score_temperature": 4.0, "width": 3},
     ],
     ids=str,

@@ -263,6 +263,7 @@ def test_lists_are_linked_as_by_the_core(rng: np.random.Generator) -> None:
     [
         {"score_temperature": 0.3},
         {"calibration": [[0.2, 0.1], [0.6, 0.9]]},
+        {"calibration": [[0.01, 0.5]]},  # most scores are equal then
         {"score_temperature": 4.0, "calibration": [1, 1]},
     ],
     ids=str,
@@ -276,6 +277,8 @@ def test_scored_lists_give_the_trees_of_their_options(
     scored = OPS.score_lists(text, *lists)
     assert scored[2].numel() == (lists[0].numel() if linked else 0)
     assert not torch.equal(scored[1], lists[1])
+    fall, rise = scored[1].diff(dim=-1), scored[0].diff(dim=-1)
+    assert ((fall < 0) | ((fall == 0) & (rise > 0))).all()
     end = (scored[2] if linked else None, roots(), no_status())
     plain = OPS.build_trees("dtree", '{"max_depth": 2}', BUDGET, *scored[:2], *end)
     known = OPS.build_trees("dtree", text, BUDGET, *lists, roots(), no_status())
