@@ -136,7 +136,7 @@ def has_position_table(model: PreTrainedModel) -> bool:
     return any(isinstance(child, torch.nn.Embedding) and child is not tokens for child in children)
 
 
-def rope_depends_on_length(model: PreTrainedModel) -> bool:
+def rope_depends_on_length(model: torch.nn.Module) -> bool:
     """Whether the longest row of a forward changes the rotation of all rows (dynamic, longrope)."""
     kinds = {str(getattr(module, "rope_type", "")) for module in model.modules()}
     return any(name in kind for kind in kinds for name in ("dynamic", "longrope"))

@@ -69,7 +69,7 @@ def model_view(model: PreTrainedModel, attention: str | None = None) -> PreTrain
 
 @dataclass
 class _Capture:
-    """The ``[T, H]`` states that one forward keeps."""
+    """The ``[B, T, H]`` states that one forward keeps."""
 
     needs: Needs
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -121,17 +121,17 @@ class StateTap:
             _CAPTURE.reset(token)
 
 
-def _first(output: Any) -> torch.Tensor:
-    """The states ``[T, H]`` of a batch of one: blocks return a tensor or a tuple, by version."""
+def _states_of(output: Any) -> torch.Tensor:
+    """The states ``[B, T, H]``: blocks return a tensor or a tuple, by version."""
     states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return states[0]
+    return states
 
 
 def _keep_layer(layer: int) -> Callable[[Any, Any, Any], None]:
     def hook(_module: Any, _inputs: Any, output: Any) -> None:
         capture = _CAPTURE.get()
         if capture is not None and layer in capture.needs.layers:
-            capture.layers[layer] = _first(output)
+            capture.layers[layer] = _states_of(output)
 
     return hook
 
@@ -139,11 +139,13 @@ def _keep_layer(layer: int) -> Callable[[Any, Any, Any], None]:
 def _keep_last_hidden(_module: Any, _inputs: Any, output: Any) -> None:
     capture = _CAPTURE.get()
     if capture is not None and capture.needs.last_hidden:
-        capture.last_hidden = _first(output)
+        capture.last_hidden = _states_of(output)
 
 
-def captured_states(capture: _Capture, rows: slice) -> TargetStates:
-    """The captured states of the given rows."""
+def captured_states(capture: _Capture, rows: Any = ...) -> TargetStates:
+    """The captured states at an index of ``[B, T]``: a batch of one has its rows at
+    ``(0, rows)``.
+    """
     layers = [capture.layers[layer][rows] for layer in capture.needs.layers]
     return TargetStates(
         torch.cat(layers, dim=-1) if layers else None,
@@ -282,7 +284,7 @@ class PackedRunner:
         with packed_context(rows), self.tap.capture(needs or Needs()) as capture:
             output = self._run(rows, logits)
         rows.finish()
-        return output, [captured_states(capture, span) for span in rows.spans]
+        return output, [captured_states(capture, (0, span)) for span in rows.spans]
 
     def _forward_singly(
         self, segments: Sequence[Segment], needs: Needs | None, logits: LogitRows

@@ -195,7 +195,7 @@ class SequentialTarget:
             raise NotImplementedError(
                 f"SequentialTarget: {type(self.model).__name__} keeps its state to itself"
             )
-        return output.logits[0, -1:], captured_states(capture, slice(None)), after
+        return output.logits[0, -1:], captured_states(capture, 0), after
 
 
 def _check_room(sequence: RecurrentSequence, count: int) -> None:
