@@ -52,8 +52,7 @@ class _GraphMemory:
                 self.outputs.append(visible[-1])
         mask = self._masks[self._config.window(layer)]
         rows = attend(queries, visible[0], visible[1], mask, attention.head_dim**-0.5)
-        projected: torch.Tensor = attention.o_proj(rows.transpose(1, 2).flatten(2))
-        return projected
+        return attention.project(rows)
 
 
 class DFlashGraph(torch.nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import nn
 
 from treespec._core import Marginals, Transitions
 from treespec.drafts.base import DraftSettings
-from treespec.drafts.candidates import Float32Array, Int32Array, marginal_width, rank_rows
+from treespec.drafts.candidates import Int32Array, marginal_width, rank_rows
 from treespec.drafts.layers import MLP, KvAttention, RMSNorm, Rotary
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.base import Needs, TargetStates
@@ -78,6 +78,10 @@ class DFlashConfig:
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer."""
         return self.windows[layer] if self.windows else None
+
+    def sees_earlier_only(self, window: int | None) -> bool:
+        """Whether slots of a layer with this window see earlier slots only."""
+        return self.causal or (window is not None and self.windows_causal)
 
 
 def feature_layers(num_layers: int, count: int) -> tuple[int, ...]:
@@ -241,6 +245,10 @@ class DFlashSession:
             self._write(layer, block, 0, count)
         self.length += count
 
+    def committed_rows(self) -> torch.Tensor:
+        """``[2 * layers, kv_heads, length, D]``: keys and values in layer order."""
+        return self._rows[:, :, :, : self.length].flatten(0, 1)
+
     def with_block(self, layer: int, block: KeysValues, index: int) -> KeysValues:
         """Keys and values ``[1, kv_heads, length + T, D]`` of the context and block `index`."""
         count = block[0].shape[2]
@@ -304,9 +312,46 @@ def visible(
     """``[..., T, L]``: whether a slot at a position sees a key at another, inside one block."""
     distance = queries[..., :, None] - keys[..., None, :]
     seen = torch.ones_like(distance, dtype=torch.bool)
-    if config.causal or (window is not None and config.windows_causal):
+    if config.sees_earlier_only(window):
         seen &= distance >= 0
     return seen if window is None else seen & (distance < window)
+
+
+class ConditionalRows(NamedTuple):
+    """What a conditional says of each depth after R possible previous tokens.
+
+    The first depth has one row, after the root: N = 1 + (D - 1) * R.
+
+    Attributes
+    ----------
+    owner
+        ``[B, D - 1, R]`` int32: the previous tokens of the further depths, as the target numbers
+        them.
+    logits
+        ``[B, N, V]``, or ``[B, N, C]`` of chosen columns.
+    columns, log_mass
+        ``[B, N, C]`` draft ids of the columns, and ``[B, N, 1]`` the logarithm of the mass that
+        they share; None for all columns.
+    """
+
+    owner: torch.Tensor
+    logits: torch.Tensor
+    columns: torch.Tensor | None = None
+    log_mass: torch.Tensor | None = None
+
+    def lists(
+        self, column: torch.Tensor, logprob: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draft ids and log-probabilities of ranked columns ``[B, N, K]``, in their memory."""
+        if self.columns is None or self.log_mass is None:
+            return column, logprob
+        ids = self.columns.to(column.device).gather(-1, column.long()).to(column.dtype)
+        return ids, logprob + self.log_mass.to(logprob.device)
+
+
+def _one_row_first(rows: torch.Tensor) -> torch.Tensor:
+    """``[B, 1 + (D - 1) * R, ...]`` of ``[B, D, R, ...]``: those of the first depth are equal."""
+    return rows.flatten(1, 2)[:, rows.shape[2] - 1 :]
 
 
 class DFlashDrafter:
@@ -407,13 +452,9 @@ class DFlashDrafter:
         self, sessions: Sequence[DFlashSession], settings: DraftSettings
     ) -> list[Marginals] | list[Transitions]:
         """One pass over the blocks of all sequences."""
-        states = self.states(sessions)
-        depth = self._depth(settings)
-        states = states[:, :depth]
+        states = self.states(sessions)[:, : self.depth(settings)]
         if self.conditional is None:
-            logits = self.marginal_logits(states)
-            width = self.width or marginal_width(settings)
-            return [self._marginals(rows, width, settings) for rows in logits]
+            return [self._marginals(rows, settings) for rows in self.marginal_logits(states)]
         if self.chain:
             return [self._chain(s, one, settings) for s, one in zip(sessions, states, strict=True)]
         return self._transitions(sessions, states, settings)
@@ -424,18 +465,33 @@ class DFlashDrafter:
 
     # --- the parts -----------------------------------------------------------------------------
 
+    def depth(self, settings: DraftSettings) -> int:
+        """D of a draft."""
+        depth = self.model.config.depth
+        return depth if settings.max_depth is None else max(1, min(depth, settings.max_depth))
+
+    def list_shape(self, settings: DraftSettings) -> tuple[int, int]:
+        """R and K of a draft: lists of a depth, and tokens of a list if there are as many."""
+        if self.conditional is None:
+            return 1, self.width or marginal_width(settings)
+        if self.chain:
+            return 1, self.width or 1
+        large = (settings.node_budget or 64) > 64
+        rows = self.num_previous or (16 if large else 8)
+        return min(rows, self.vocabulary.size), self.width or (32 if large else 16)
+
     def states(self, sessions: Sequence[DFlashSession]) -> torch.Tensor:
         """``[B, D, H]``: what the stack says of each depth, before the final norm."""
-        roots = []
-        for session in sessions:
-            if session.root is None:
-                raise ValueError("draft: a session must have observed a token")
-            roots.append(session.root)
-        device = self.model.fc.weight.device
-        block = self.model.embed_block(torch.tensor(roots, device=device), self.tokens)
-        first = torch.tensor([session.length for session in sessions], device=device)
-        positions = first[:, None] + torch.arange(block.shape[1], device=device)
-        memory = SessionMemory(sessions, self.model.config)
+        roots = self._roots(sessions)
+        lengths = torch.tensor([session.length for session in sessions], device=roots.device)
+        return self.block_states(roots, lengths, SessionMemory(sessions, self.model.config))
+
+    def block_states(
+        self, roots: torch.Tensor, lengths: torch.Tensor, memory: Memory
+    ) -> torch.Tensor:
+        """The same for roots ``[B]`` behind contexts of `lengths` ``[B]`` in `memory`."""
+        block = self.model.embed_block(roots, self.tokens)
+        positions = lengths[:, None] + torch.arange(block.shape[1], device=roots.device)
         slots = self.model.block(block.to(self.model.fc.weight.dtype), positions, memory)
         return self.model.guesses(slots)
 
@@ -450,86 +506,81 @@ class DFlashDrafter:
         logits = self.conditional.rows(states, previous, self.model, self.tokens)
         return self._usable(logits)
 
-    def _marginals(self, logits: torch.Tensor, width: int, settings: DraftSettings) -> Marginals:
+    def conditional_rows(
+        self, states: torch.Tensor, roots: torch.Tensor, settings: DraftSettings
+    ) -> ConditionalRows:
+        """The likeliest tokens of each depth's marginal, and what follows each of them.
+
+        Parameters
+        ----------
+        states
+            ``[B, D, H]``.
+        roots
+            ``[B]``.
+        """
+        assert self.conditional is not None
+        rows, _ = self.list_shape(settings)
+        marginal = self.marginal_logits(states)
+        count = min(max(rows, self.head_rows or 0), marginal.shape[-1])
+        best = marginal.topk(count).indices  # [B, D, >= R]
+        owner = self.vocabulary.target_ids(best[:, :-1, :rows])
+        previous = torch.cat([roots[:, None, None].expand(-1, 1, rows), owner], dim=1)
+        if self.head_rows is None:
+            logits = self.conditional_logits(states, previous)
+            return ConditionalRows(owner.int(), _one_row_first(logits))
+        # Ascending, so that equal scores fall to the lower token.
+        allowed = best[..., : self.head_rows].sort(dim=-1).values
+        law = torch.log_softmax(marginal.float() / settings.temperature, dim=-1)
+        mass = law.gather(-1, allowed).logsumexp(-1, keepdim=True).clamp(max=0)
+        logits = self.conditional.rows(states, previous, self.model, self.tokens, allowed)
+
+        def for_each_row(values: torch.Tensor) -> torch.Tensor:
+            return _one_row_first(values[:, :, None].expand(-1, -1, rows, -1))
+
+        return ConditionalRows(
+            owner.int(), _one_row_first(logits), for_each_row(allowed), for_each_row(mass)
+        )
+
+    def _marginals(self, logits: torch.Tensor, settings: DraftSettings) -> Marginals:
+        _, width = self.list_shape(settings)
         token, logprob = rank_rows(logits, width, settings)
         return Marginals(self._target_ids(token), logprob)
 
     def _transitions(
         self, sessions: Sequence[DFlashSession], states: torch.Tensor, settings: DraftSettings
     ) -> list[Transitions]:
-        large = (settings.node_budget or 64) > 64
-        rows = self.num_previous or (16 if large else 8)
-        width = self.width or (32 if large else 16)
-        marginal = self.marginal_logits(states)
-        rows = min(rows, marginal.shape[-1])
-        count = max(rows, self.head_rows or 0)
-        best = marginal.topk(min(count, marginal.shape[-1])).indices  # [B, D, >= R]
-        owner = self.vocabulary.target_ids(best[:, :-1, :rows])
-        roots = torch.tensor([s.root for s in sessions], device=best.device)
-        previous = torch.cat([roots[:, None, None].expand(-1, 1, rows), owner], dim=1)
-        owners = owner.int().cpu().numpy()
-        if self.head_rows is None:
-            logits = self.conditional_logits(states, previous)
-            return [
-                self._linked(rows_of, own, width, settings)
-                for rows_of, own in zip(logits, owners, strict=True)
-            ]
-        # Ascending, so that equal scores fall to the lower token.
-        allowed = best[..., : self.head_rows].sort(dim=-1).values
-        law = torch.log_softmax(marginal.float() / settings.temperature, dim=-1)
-        mass = law.gather(-1, allowed).logsumexp(-1).clamp(max=0).cpu().numpy()
-        assert self.conditional is not None
-        logits = self.conditional.rows(states, previous, self.model, self.tokens, allowed)
-        restricted = zip(logits, owners, allowed.cpu().numpy(), mass, strict=True)
+        rows = self.conditional_rows(states, self._roots(sessions), settings)
+        _, width = self.list_shape(settings)
+        ranked = rank_rows(rows.logits.flatten(0, 1), width, settings)
+        by_session = (len(sessions), rows.logits.shape[1], -1)
+        token, logprob = rows.lists(*(torch.from_numpy(a).reshape(by_session) for a in ranked))
+        arrays = self.vocabulary.target_ids(token), logprob, rows.owner.cpu()
         return [
-            self._linked(rows_of, own, width, settings, ids, kept)
-            for rows_of, own, ids, kept in restricted
+            Transitions.linked(*(one.numpy() for one in own)) for own in zip(*arrays, strict=True)
         ]
-
-    def _linked(
-        self,
-        logits: torch.Tensor,
-        owner: Int32Array,
-        width: int,
-        settings: DraftSettings,
-        allowed: npt.NDArray[np.int64] | None = None,
-        log_mass: Float32Array | None = None,
-    ) -> Transitions:
-        """Transitions of one sequence from logits ``[D, R, V or C]``; the first depth has one row.
-
-        Parameters
-        ----------
-        owner
-            ``[D - 1, R]``: the previous tokens of the further depths, as the target numbers them.
-        allowed, log_mass
-            ``[D, C]`` draft ids of the columns, and ``[D]`` the logarithm of the mass they share.
-        """
-        depth, rows, _ = logits.shape
-        token, logprob = rank_rows(logits.flatten(0, 1)[rows - 1 :], width, settings)
-        if allowed is not None and log_mass is not None:
-            row_depth = np.concatenate([[0], np.repeat(np.arange(1, depth), rows)])
-            token = np.take_along_axis(allowed[row_depth], token, axis=1).astype(np.int32)
-            logprob = logprob + log_mass[row_depth, None]
-        return Transitions.linked(self._target_ids(token), logprob, owner)
 
     def _chain(
         self, session: DFlashSession, states: torch.Tensor, settings: DraftSettings
     ) -> Transitions:
         """Each depth after the likeliest token of the one before: states ``[D, H]``."""
         previous = torch.tensor([[[session.root]]], device=states.device)
+        _, width = self.list_shape(settings)
         tokens, logprobs = [], []
         for state in states:
             logits = self.conditional_logits(state[None, None], previous)[0, 0]
-            token, logprob = rank_rows(logits, self.width or 1, settings)
+            token, logprob = rank_rows(logits, width, settings)
             tokens.append(self._target_ids(token))
             logprobs.append(logprob)
             previous = torch.full_like(previous, int(tokens[-1][0, 0]))
         token = np.concatenate(tokens)
         return Transitions.linked(token, np.concatenate(logprobs), token[:-1, :1])
 
-    def _depth(self, settings: DraftSettings) -> int:
-        depth = self.model.config.depth
-        return depth if settings.max_depth is None else max(1, min(depth, settings.max_depth))
+    def _roots(self, sessions: Sequence[DFlashSession]) -> torch.Tensor:
+        """``[B]`` int64, on the device of the weights."""
+        roots = [session.root for session in sessions]
+        if None in roots:
+            raise ValueError("draft: a session must have observed a token")
+        return torch.tensor(roots, device=self.model.fc.weight.device)
 
     def _features(self, states: TargetStates | None) -> torch.Tensor:
         if states is None or states.features is None:

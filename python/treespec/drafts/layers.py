@@ -107,8 +107,11 @@ class KvAttention(nn.Module):
         if mask is not None and groups > 1:
             mask = mask.repeat(1, 1, groups, 1)
         rows = scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
-        rows = rows.reshape(batch, self.num_heads, count, width).transpose(1, 2)
-        projected: torch.Tensor = self.o_proj(rows.reshape(batch, count, -1))
+        return self.project(rows.reshape(batch, self.num_heads, count, width))
+
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[B, T, hidden_size]`` of attended values ``[B, heads, T, D]``."""
+        projected: torch.Tensor = self.o_proj(rows.transpose(1, 2).flatten(2))
         return projected
 
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,7 @@ class MedusaHeads(nn.ModuleList):
             if vocab_size is not None:
                 layers.append(nn.Linear(hidden_size, vocab_size, bias=False))
             self.append(nn.ModuleList(layers))
+        self.hidden_size = hidden_size
         self.num_layers, self.shared = num_layers, vocab_size is None
 
     def states(self, head: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -142,12 +143,9 @@ class MedusaDrafter:
         """One pass of all heads."""
         if any(session.root is None for session in sessions):
             raise ValueError("draft: a session must have observed a token")
-        depth = len(self.heads)
-        if settings.max_depth is not None:
-            depth = max(1, min(depth, settings.max_depth))
+        depth = self.depth(settings)
         logits = self.logits(torch.stack([session.hidden for session in sessions]), depth)
-        width = self.width or marginal_width(settings)
-        token, logprob = rank_rows(logits.flatten(0, 1), width, settings)
+        token, logprob = rank_rows(logits.flatten(0, 1), self.list_width(settings), settings)
         by_session = (len(sessions), depth, -1)
         rows = zip(token.reshape(by_session), logprob.reshape(by_session), strict=True)
         return [Marginals(*row) for row in rows]
@@ -155,6 +153,15 @@ class MedusaDrafter:
     def end(self, session: MedusaSession) -> None:
         """Release the state."""
         session.hidden, session.root = session.hidden.new_empty(0), None
+
+    def depth(self, settings: DraftSettings) -> int:
+        """D of a draft."""
+        heads = len(self.heads)
+        return heads if settings.max_depth is None else max(1, min(heads, settings.max_depth))
+
+    def list_width(self, settings: DraftSettings) -> int:
+        """K of a draft, if the vocabulary has as many tokens."""
+        return self.width or marginal_width(settings)
 
     def logits(self, hidden: torch.Tensor, depth: int) -> torch.Tensor:
         """``[B, depth, V]`` of the target's last states ``[B, H]``."""

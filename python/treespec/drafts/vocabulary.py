@@ -102,6 +102,7 @@ class DraftVocabulary:
         self.target_size = target_size
         self.size = draft_size if offset is not None else min(draft_size, target_size)
         self._target_ids: torch.Tensor | None = None
+        self._copies: dict[torch.device, torch.Tensor] = {}  # of the table, on other devices
         if offset is None:
             return
         if offset.shape != (draft_size,):
@@ -121,7 +122,7 @@ class DraftVocabulary:
         """The target's ids of draft ids, any shape, in the same dtype."""
         if self._target_ids is None:
             return ids
-        return self._target_ids.to(ids.device)[ids.long()].to(ids.dtype)
+        return self._table(self._target_ids, ids.device)[ids.long()].to(ids.dtype)
 
     def draft_id(self, target_id: int) -> int | None:
         """The draft id of a token of the target, or None when the drafter cannot say it."""
@@ -137,5 +138,14 @@ class DraftVocabulary:
             pad = torch.nn.functional.pad
             return pad(rows, (0, missing), value=-torch.inf) if missing else rows
         wide = rows.new_full((len(rows), self.target_size), -torch.inf)
-        wide[:, self._target_ids.to(rows.device)] = rows
+        wide[:, self._table(self._target_ids, rows.device)] = rows
         return wide
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep the table on a device, too: there, mapping ids copies nothing from now on."""
+        if self._target_ids is not None and device not in self._copies:
+            self._copies[device] = self._target_ids.to(device)
+
+    def _table(self, target_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copy = self._copies.get(device)
+        return target_ids.to(device) if copy is None else copy
