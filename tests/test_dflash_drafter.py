@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_drafters import MASK, tiny_dflash
+from tiny_drafters import MASK, tiny_dflash, with_every_second_token
 from tiny_models import VOCAB_SIZE, tiny_model
 
 import treespec
@@ -17,7 +17,6 @@ from treespec import _core
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.dflash import feature_layers
-from treespec.drafts.vocabulary import DraftVocabulary
 from treespec.growth import grow_tree
 from treespec.targets.base import TargetStates
 from treespec.targets.hf import load_target
@@ -377,13 +376,8 @@ def test_a_reduced_vocabulary_is_mapped() -> None:
     model = tiny_model("llama", torch.float64)
     for kind in (None, "treeflash"):
         whole = tiny_dflash(model, kind)
-        kept = torch.arange(1, VOCAB_SIZE, 2)  # every second token of the target
-        small = tiny_dflash(model, kind)
-        small.vocabulary = DraftVocabulary(len(kept), VOCAB_SIZE, kept - torch.arange(len(kept)))
-        small._mask_column = small.vocabulary.draft_id(MASK)
-        head = torch.nn.Linear(32, len(kept), bias=False, dtype=torch.float64)
-        head.weight.data = whole.tokens.head.weight.data[kept]
-        small.tokens = type(small.tokens)(small.tokens.embedding, head)
+        kept = torch.arange(1, VOCAB_SIZE, 2)
+        small = with_every_second_token(tiny_dflash(model, kind))
         ids = tokens(9)
         (source,) = small.draft([started(small, model, ids)], SETTINGS)
         token, logprob = source.arrays[:2]

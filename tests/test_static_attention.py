@@ -18,7 +18,7 @@ from treespec.static.attention import RowMask
 from treespec.static.choice import AttentionShape, choose_attention, make_attention
 from treespec.static.flex_attention import BLOCK_ROWS, FlexAttention, block_mask, visited_blocks
 from treespec.static.kv import StaticKv
-from treespec.static.runner import StaticRunner
+from treespec.static.runner import RowStates, StaticRunner
 from treespec.static.split_attention import SplitAttention
 from treespec.targets.base import Needs
 from treespec.targets.hf import HfTarget
@@ -133,9 +133,11 @@ def test_a_compiled_flex_kernel_visits_the_listed_blocks_only() -> None:
 TOLERANCE = {"deepseek_v3": 1e-6}
 
 
-def static_rows(name: str, attention: Any, envelope: int | None = None) -> tuple[Any, Any]:
-    """Logits of two ragged trees by the static runner, and by the packed target."""
-    model = tiny_model(name, torch.float64)
+def static_rows(
+    name: str, attention: Any, needs: Needs | None = None
+) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Logits and states of two ragged trees by the static runner, and by the packed target."""
+    model, needs = tiny_model(name, torch.float64), needs or Needs()
     target = HfTarget(model)
     prompts, trees = [tokens(20, 1), tokens(7, 2)], [tree_rows(5), tree_rows(6, PARENT[:4])]
     sequences = [target.open(64) for _ in prompts]
@@ -144,23 +146,56 @@ def static_rows(name: str, attention: Any, envelope: int | None = None) -> tuple
     for place, sequence in enumerate(sequences):
         kv.load(place, sequence)
     mask = row_mask([20, 7], trees, 13, attention.envelope(33, 64))
-    logits = StaticRunner(model, attention).forward(kv, padded_tokens(trees, 13), mask)
-    expected, _ = target.forward(sequences, trees, Needs())
-    return [row[: len(tree)] for row, tree in zip(logits, trees, strict=True)], expected
+    runner = StaticRunner(model, attention, needs)
+    own = runner.forward_with_states(kv, padded_tokens(trees, 13), mask)
+    return own, target.forward(sequences, trees, needs)
+
+
+def assert_packed_rows(name: str, attention: Any) -> None:
+    (logits, _), (expected, _) = static_rows(name, attention)
+    for own, packed in zip(logits, expected, strict=True):
+        assert torch.allclose(own[: len(packed)], packed, rtol=0, atol=TOLERANCE.get(name, 1e-9))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_computes_what_the_packed_target_computes(name: str) -> None:
-    rows, expected = static_rows(name, SplitAttention(smallest_envelope=32))
-    for own, packed in zip(rows, expected, strict=True):
-        assert torch.allclose(own, packed, rtol=0, atol=TOLERANCE.get(name, 1e-9))
+    assert_packed_rows(name, SplitAttention(smallest_envelope=32))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "qwen3_window", "deepseek_v3"])
 def test_flex_runs_models_too(name: str) -> None:
-    rows, expected = static_rows(name, ATTENTIONS["flex"])
-    for own, packed in zip(rows, expected, strict=True):
-        assert torch.allclose(own, packed, rtol=0, atol=TOLERANCE.get(name, 1e-9))
+    assert_packed_rows(name, ATTENTIONS["flex"])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "needs",
+    [Needs(layers=(1, 0)), Needs(layers=(0,), last_hidden=True), Needs(last_hidden=True), Needs()],
+    ids=str,
+)
+def test_states_are_those_of_the_packed_target(name: str, needs: Needs) -> None:
+    (_, own), (_, expected) = static_rows(name, SplitAttention(smallest_envelope=32), needs)
+    for b, states in enumerate(expected):
+        for field in ("features", "last_hidden"):
+            rows, packed = getattr(own, field), getattr(states, field)
+            assert (rows is None) == (packed is None)
+            if packed is not None:
+                difference = rows[b, : len(packed)] - packed
+                assert difference.abs().max() < TOLERANCE.get(name, 1e-9)
+
+
+def test_states_of_a_path_are_chosen_by_numbers_on_the_device() -> None:
+    hidden = torch.arange(2.0 * 4 * 3).view(2, 4, 3)
+    path = torch.tensor([[0, 2, -1], [0, 1, 3]], dtype=torch.int32)
+    features, kept = RowStates(None, hidden).rows(path)
+    assert features is None and kept is not None
+    assert torch.equal(kept[0, :2], hidden[0, [0, 2]])
+    assert torch.equal(kept[1], hidden[1, [0, 1, 3]])
+
+
+def test_layers_that_a_model_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"layers must be in \[0, 2\), got 2"):
+        static_rows("llama", SplitAttention(), Needs(layers=(2,)))
 
 
 def test_positions_beyond_a_table_are_moved_to_its_end() -> None:

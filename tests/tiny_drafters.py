@@ -81,6 +81,22 @@ def tiny_dflash(
     )
 
 
+def with_every_second_token(drafter: DFlashDrafter) -> DFlashDrafter:
+    """The same drafter without the words for the target's even tokens; changed and returned."""
+    size = drafter.vocabulary.target_size
+    kept = torch.arange(1, size, 2)
+    drafter.vocabulary = DraftVocabulary(len(kept), size, kept - torch.arange(len(kept)))
+    drafter._mask_column = drafter.vocabulary.draft_id(MASK)
+    whole = drafter.tokens.head.weight
+    head = torch.nn.Linear(whole.shape[1], len(kept), bias=False, dtype=whole.dtype)
+    head.weight.data = whole.data[kept]
+    drafter.tokens = TokenModules(drafter.tokens.embedding, head)
+    if isinstance(drafter.conditional, PairwiseSelector):
+        successors = drafter.conditional.successor_codebook
+        successors.data = successors.data[kept]
+    return drafter
+
+
 def tiny_medusa(model: Any, *, seed: int = 9) -> MedusaDrafter:
     """Three random heads for a tiny target model."""
     tokens = TokenModules.of_target(load_target(model))

@@ -11,6 +11,8 @@ from treespec.drafts.medusa import MedusaDrafter, MedusaSession
 from treespec.static.one_pass import check_settings
 from treespec.static.runner import RowStates
 
+OPS = torch.ops.treespec
+
 
 class StaticHeads:
     """A `treespec.static.one_pass.OnePassDrafter` of a `MedusaDrafter`.
@@ -77,7 +79,7 @@ class StaticHeads:
         """As `OnePassDrafter.draft`: marginals, from the newest states alone."""
         logits = self._drafter.logits(context, self.max_depth)
         return CandidateLists(
-            *torch.ops.treespec.rank_candidates(
+            *OPS.rank_candidates(
                 logits, self._vocab_size, self.num_candidates, self._temperature, status
             )
         )
