@@ -302,13 +302,16 @@ def to_fake_device(drafter: Any) -> None:
     for module in modules:
         if module is not None:
             move_to_fake_device(module)
-    meta = torch.device("meta")
-    ids = drafter.vocabulary._target_ids if hasattr(drafter, "vocabulary") else None
-    if ids is not None:
-        drafter.vocabulary._copies[meta] = torch.empty(ids.shape, dtype=ids.dtype, device=meta)
+    table = getattr(getattr(drafter, "vocabulary", None), "_target_ids", None)
+    if table is not None:  # stays on the CPU
+        drafter.vocabulary._target_ids = torch.empty(table.shape, dtype=table.dtype)
 
 
-FAKE_MAKERS = {**MAKERS, "reduced": lambda model: with_every_second_token(tiny_dflash(model))}
+FAKE_MAKERS = {
+    **MAKERS,
+    "reduced": lambda model: with_every_second_token(tiny_dflash(model)),
+    "reduced treeflash": lambda model: with_every_second_token(tiny_dflash(model, "treeflash")),
+}
 
 
 @pytest.mark.parametrize("name", FAKE_MAKERS)
@@ -357,6 +360,16 @@ def test_narrow_models_draft_in_their_own_dtype(name: str, dtype: torch.dtype) -
         for b, arrays in enumerate(expected):
             best = lists.logprob[b, 0].flatten()[:1]
             assert torch.allclose(best, torch.from_numpy(arrays[1][0]).flatten()[:1], atol=0.1)
+
+
+@pytest.mark.parametrize("make", [tiny_dflash, tiny_medusa])
+def test_drafters_may_be_narrower_than_their_target(make: Any) -> None:
+    drafter = make(target().model)
+    (drafter.heads if make is tiny_medusa else drafter.model).float()
+    rounds = Rounds(drafter)
+    for lists, expected in rounds.played():
+        for b, (_, logprob) in enumerate(expected):
+            assert np.allclose(lists.logprob[b].numpy(), logprob, rtol=0, atol=1e-4)
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from treespec.device import CandidateLists
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.dflash import DFlashConfig, DFlashDrafter, DFlashSession, KeysValues
 from treespec.drafts.layers import KvAttention
+from treespec.static import ops  # noqa: F401 - registers them
 from treespec.static.attention import RowMask, TreeAttention
 from treespec.static.one_pass import check_settings
 from treespec.static.runner import RowStates

@@ -8,6 +8,7 @@ import torch
 from treespec.device import CandidateLists
 from treespec.drafts.base import DraftSettings
 from treespec.drafts.medusa import MedusaDrafter, MedusaSession
+from treespec.static import ops  # noqa: F401 - registers them
 from treespec.static.one_pass import check_settings
 from treespec.static.runner import RowStates
 
@@ -65,7 +66,7 @@ class StaticHeads:
         if newest is None:
             raise ValueError("StaticHeads: states must hold last_hidden, as `needs` says, got none")
         kept = (count * active > 0)[:, None]
-        context.copy_(torch.where(kept, newest.squeeze(1).to(context.dtype), context))
+        context.copy_(torch.where(kept, newest.squeeze(1), context))
 
     @torch.inference_mode()
     def draft(
