@@ -91,7 +91,7 @@ class NoHostReads(TorchDispatchMode):
         masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
         assert name not in self.forbidden and not masked, f"{name} makes the host wait"
         out = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_"):
+        if name in ("to", "_to_copy", "copy_"):
             sides = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
             assert len(sides) == 1, f"{name} between {sides}"
         return out
