@@ -13,12 +13,15 @@ import pytest
 import torch
 from decoder_models import TableTarget, draft_model, target_model
 from device_backends import ORDERS, use_backend
+from tiny_drafters import tiny_eagle3
 
 import treespec
-from treespec import _core, testing, verification
+from treespec import _core, growth, testing, verification
 from treespec.config import SamplingParams
 from treespec.decoder import SpeculativeDecoder
 from treespec.device.decoding import to_device
+from treespec.drafts import autoregressive, candidates, eagle3
+from treespec.drafts.base import DraftSettings
 from treespec.generation import Generation
 from treespec.verification import Case, verify_cases
 
@@ -116,6 +119,80 @@ def test_texts_equal_those_of_the_host(builder: str, params: Any, to_emulation: 
     copies = to_emulation()
     assert texts() == expected
     assert not copies
+
+
+def refuse_rows(rows: Any) -> Any:
+    raise AssertionError("whole rows were brought to the host")
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize(
+    ("builder", "options"),
+    [
+        ("opt_tree", {"threshold": 0.2}),
+        ("opt_tree", {"calibration": [[0.2, 0.3], [0.7, 0.9]]}),
+        ("eagle2", {"width": 12, "max_depth": 3}),
+        ("kary", {"expansion": [3, 2]}),
+        ("chain", {}),
+    ],
+    ids=str,
+)
+def test_draft_rows_are_ranked_where_they_are(
+    builder: str, options: Any, kernels: bool, to_emulation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only lists come to the host, for trees whose tokens are the likeliest ones."""
+    models = target_model("llama", torch.float32), draft_model("llama", torch.float32)
+    for drafter in (models[1], tiny_eagle3(models[0])):
+        decoder = treespec.load(
+            models[0], drafter, device="cpu", builder=builder, builder_options=options
+        )
+        expected = decoder.generate([3, 4, 5], max_new_tokens=20, ignore_eos=True)
+        with monkeypatch.context() as patch:
+            to_emulation()
+            patch.setattr(candidates, "cuda_built", lambda: kernels)
+            for module in (candidates, autoregressive, eagle3):
+                patch.setattr(module, "is_on_host", lambda logits: False)
+            patch.setattr(growth, "as_float32", refuse_rows)
+            ours = decoder.generate([3, 4, 5], max_new_tokens=20, ignore_eos=True)
+        assert ours.token_ids == expected.token_ids
+        assert ours.stats.shapes == expected.stats.shapes
+
+
+@pytest.mark.parametrize(
+    ("builder", "options"),
+    [("rollouts", {}), ("opt_tree", {"score_temperature": 0.5})],
+    ids=str,
+)
+def test_where_whole_rows_count_they_are_brought(
+    builder: str, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoregressive, "is_on_host", lambda logits: False)
+    models = target_model("llama", torch.float32), draft_model("llama", torch.float32)
+    decoder = treespec.load(*models, device="cpu", builder=builder, builder_options=options)
+    expected = decoder.generate([3, 4, 5], max_new_tokens=8, temperature=0.7)
+    monkeypatch.undo()
+    ours = decoder.generate([3, 4, 5], max_new_tokens=8, temperature=0.7)
+    assert ours.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("width", [1, 5, 40])
+def test_ranked_rows_have_the_bits_of_the_core(
+    width: int, rng: Any, to_emulation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.tensor(rng.integers(-4, 4, (6, VOCAB)), dtype=torch.float16)  # with ties
+    settings = DraftSettings(temperature=0.7)
+    expected = candidates.rank_rows(logits, width, settings)
+    to_emulation()
+    monkeypatch.setattr(candidates, "is_on_host", lambda logits: False)
+    for kernels in (True, False):
+        monkeypatch.setattr(candidates, "cuda_built", lambda kernels=kernels: kernels)
+        token, logprob = candidates.rank_rows(logits, width, settings)
+        exact = np.array_equal if kernels else np.allclose
+        assert exact(logprob, expected[1])
+        if kernels:
+            assert np.array_equal(token, expected[0])
+            with pytest.raises(ValueError, match="NaN"):
+                candidates.rank_rows(logits * torch.nan, width, settings)
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,15 @@ class SpeculativeDecoder:
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth", UNLIMITED)
+        # A tempered score has the normaliser of a whole row, and so has the law of drawn tokens.
+        whole_rows = (
+            options.get("score_temperature", 1) != 1 or self.builder.proposal != "deterministic"
+        )
         own_budget = node_budget
         if node_budget is None:
             node_budget = MAX_NODES if chosen else self._default_budget(options)
         self.node_budget = node_budget
+        self._list_width = None if whole_rows else max(node_budget, 1)
         self.draft_temperature, self.lossy = draft_temperature, lossy
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {self.node_budget}")
@@ -578,6 +583,7 @@ class SpeculativeDecoder:
             top_p=params.top_p if sampled else 1.0,
             max_depth=min(self._max_depth, self.node_budget),
             node_budget=self.node_budget,
+            list_width=self._list_width,
             root_rows=self.planner.root_rows,
         )
 

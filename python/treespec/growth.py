@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from treespec import _core
+from treespec.drafts.base import RankedRows
 from treespec.stats import Clock
 
 UNLIMITED = 2**31 - 1  # a depth no tree reaches
@@ -116,7 +117,14 @@ def _supply_all(
             rows = _expand([sources[i] for i in waiting], [frontiers[i] for i in waiting])
         clock.count_draft(sum(len(frontiers[i]) for i in waiting))
         for i, block in zip(waiting, rows, strict=True):
-            growths[i].supply(as_float32(block))
+            _supply(growths[i], block)
+
+
+def _supply(growth: _core.TreeGrowth, rows: Any) -> None:
+    if isinstance(rows, RankedRows):
+        growth.supply_lists(*rows)
+    else:
+        growth.supply(as_float32(rows))
 
 
 def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequence[Any]:
@@ -128,7 +136,7 @@ def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequ
 
 
 def as_float32(rows: Any) -> Any:
-    """Scores are float32 sums, in host memory in this version; rows are converted once, here."""
+    """Scores are float32 sums, in host memory; rows are converted once, here."""
     if isinstance(rows, np.ndarray) or not hasattr(rows, "detach"):
         return np.ascontiguousarray(rows, dtype=np.float32)
     return rows.detach().float().cpu().contiguous()

@@ -9,6 +9,11 @@ import torch
 
 from treespec.device import native
 
+# What `rank_candidates` takes, and `treespec.device.verify` as far as rows are concerned.
+ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_TOKENS = 2**18
+MOST_CANDIDATES = 1024
+
 
 class CandidateLists(NamedTuple):
     """Ranked candidates.

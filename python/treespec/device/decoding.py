@@ -10,15 +10,12 @@ import torch
 
 from treespec import _core
 from treespec._core import TokenTree, Verdict
+from treespec.device.candidates import MOST_TOKENS, ROW_DTYPES
 from treespec.device.status import check_status, new_status
 from treespec.device.trees import Trees
 from treespec.device.verify import ScoreChanges, sampling_words, verify
 from treespec.generation import Generation
 from treespec.verification import Case
-
-# What `verify` takes.
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MOST_TOKENS = 2**18
 
 # Numbers in front of the nodes of a result: status, number of accepted nodes, next token.
 _HEADS = 3
@@ -29,7 +26,7 @@ def takes(tree: TokenTree, logits: torch.Tensor) -> bool:
 
     Not for drawn trees: their law is on the host, and may be as wide as the logits.
     """
-    known = logits.dtype in _DTYPES and logits.shape[1] <= _MOST_TOKENS
+    known = logits.dtype in ROW_DTYPES and logits.shape[1] <= MOST_TOKENS
     return tree.proposal == "deterministic" and known
 
 

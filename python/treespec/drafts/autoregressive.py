@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from treespec.drafts.base import DraftSettings
-from treespec.drafts.candidates import draft_log_probs
+from treespec.drafts.base import DraftSettings, RankedRows
+from treespec.drafts.candidates import draft_log_probs, is_on_host, rank_rows
 from treespec.drafts.expander import ExpanderDrafter, ExpanderSession, RootRows
 from treespec.targets.base import Needs, TargetStates
 from treespec.targets.hf_cache import KvSequence
@@ -132,8 +132,12 @@ class AutoregressiveDrafter(ExpanderDrafter[AutoregressiveSession]):
         return list(logits.split([len(segment) for segment in segments]))
 
     @torch.inference_mode()
-    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
+    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor | RankedRows:
         """Surplus ids are cut before the softmax, those the model lacks are impossible."""
+        if settings.list_width is not None and not is_on_host(logits):
+            return RankedRows(
+                *rank_rows(logits[:, : self.vocab_size], settings.list_width, settings)
+            )
         return draft_log_probs(logits, self.vocab_size, settings)
 
     def stack(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ class DraftSettings:
         The deepest node the builder will ask for, or None.
     node_budget
         The most nodes the builder will keep, or None.
+    list_width
+        How many of a row's likeliest tokens are enough for the builder, or None: whole rows are
+        wanted. Drafters whose rows are not in host memory may then bring `RankedRows` there.
     root_rows
         Whether `RootRows` are wanted, too; drafters without a `reads_root_rows` have none.
     """
@@ -44,6 +47,7 @@ class DraftSettings:
     top_p: float = 1.0
     max_depth: int | None = None
     node_budget: int | None = None
+    list_width: int | None = None
     root_rows: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +57,19 @@ class DraftSettings:
             raise ValueError(f"DraftSettings: top_k must be at least 0, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"DraftSettings: top_p must be in (0, 1], got {self.top_p}")
+
+
+class RankedRows(NamedTuple):
+    """Rows of an expander, cut to their likeliest tokens; in host memory.
+
+    Attributes
+    ----------
+    token, logprob
+        ``[n, K]`` int32 and float32: natural logarithms, -inf pads.
+    """
+
+    token: Int32Array
+    logprob: npt.NDArray[np.float32]
 
 
 class NodeBatch(Protocol):
@@ -85,7 +102,7 @@ class Expander(Protocol):
     rows of several expanders of one `draft` at once; builders then grow their trees in lock-step.
     """
 
-    def expand(self, nodes: NodeBatch) -> torch.Tensor | npt.NDArray[np.floating[Any]]:
+    def expand(self, nodes: NodeBatch) -> torch.Tensor | npt.NDArray[np.floating[Any]] | RankedRows:
         """``[n, V]`` log-probabilities of the children of each node, -inf off the support."""
         ...
 

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from treespec._core import Marginals
+from treespec._core import Marginals, cuda_built
+from treespec.device import host_rows
 from treespec.drafts.base import DraftSettings
 
 Int32Array = npt.NDArray[np.int32]
@@ -60,13 +61,27 @@ def rank_rows(
     temperature = settings.temperature
     if settings.top_k > 0 or settings.top_p < 1:
         logits, temperature = _scores(logits, settings), 1.0
-    if logits.device.type == "cpu":
+    width = min(width, logits.shape[1])
+    if is_on_host(logits):
         token, logprob = Marginals.from_logits(
             logits.contiguous(), width, temperature=temperature
         ).arrays
         return token, logprob
+    if cuda_built() and host_rows.takes(logits, width):
+        return host_rows.rank(logits, width, temperature)
+    return _rank_by_torch(logits, width, temperature)
+
+
+def is_on_host(logits: torch.Tensor) -> bool:
+    """Whether the core reads rows where they are."""
+    return logits.device.type == "cpu"
+
+
+def _rank_by_torch(
+    logits: torch.Tensor, width: int, temperature: float
+) -> tuple[Int32Array, Float32Array]:
     rows = torch.log_softmax(logits.float() / temperature, dim=-1)
-    logprob, token = rows.topk(min(width, rows.shape[1]))
+    logprob, token = rows.topk(width)
     ascending = token.argsort(dim=-1)
     logprob, order = logprob.gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
     token = token.gather(-1, ascending).gather(-1, order)

@@ -19,7 +19,7 @@ from torch import nn
 
 from treespec._core import Marginals, Transitions
 from treespec.drafts.base import DraftSettings
-from treespec.drafts.candidates import Int32Array, marginal_width, rank_rows
+from treespec.drafts.candidates import marginal_width, rank_rows
 from treespec.drafts.layers import MLP, KvAttention, RMSNorm, Rotary
 from treespec.drafts.vocabulary import DraftVocabulary, TokenModules
 from treespec.targets.base import Needs, TargetStates
@@ -544,7 +544,7 @@ class DFlashDrafter:
     def _marginals(self, logits: torch.Tensor, settings: DraftSettings) -> Marginals:
         _, width = self.list_shape(settings)
         token, logprob = rank_rows(logits, width, settings)
-        return Marginals(self._target_ids(token), logprob)
+        return Marginals(self.vocabulary.target_ids_on_host(token), logprob)
 
     def _transitions(
         self, sessions: Sequence[DFlashSession], states: torch.Tensor, settings: DraftSettings
@@ -569,7 +569,7 @@ class DFlashDrafter:
         for state in states:
             logits = self.conditional_logits(state[None, None], previous)[0, 0]
             token, logprob = rank_rows(logits, width, settings)
-            tokens.append(self._target_ids(token))
+            tokens.append(self.vocabulary.target_ids_on_host(token))
             logprobs.append(logprob)
             previous = torch.full_like(previous, int(tokens[-1][0, 0]))
         token = np.concatenate(tokens)
@@ -586,10 +586,6 @@ class DFlashDrafter:
         if states is None or states.features is None:
             raise ValueError("DFlashDrafter: states must hold the features of `needs`, got none")
         return states.features.to(self.model.fc.weight)
-
-    def _target_ids(self, token: Int32Array) -> Int32Array:
-        ids: Int32Array = self.vocabulary.target_ids(torch.from_numpy(token)).numpy()
-        return ids
 
     def _usable(self, logits: torch.Tensor) -> torch.Tensor:
         """Without the columns that the target lacks; the mask is impossible."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from treespec.drafts.base import DraftSettings
-from treespec.drafts.candidates import draft_log_probs
+from treespec.drafts.base import DraftSettings, RankedRows
+from treespec.drafts.candidates import draft_log_probs, is_on_host, rank_rows
 from treespec.drafts.expander import ExpanderDrafter, ExpanderSession
 from treespec.drafts.layers import MLP, KvAttention, RMSNorm, Rotary
 from treespec.drafts.vocabulary import DraftVocabulary
@@ -289,8 +289,11 @@ class Eagle3Drafter(ExpanderDrafter[Eagle3Session]):
         return self.model.logits(torch.cat(states)).split([len(segment) for segment in segments])
 
     @torch.inference_mode()
-    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor:
+    def log_probs(self, logits: torch.Tensor, settings: DraftSettings) -> torch.Tensor | RankedRows:
         """The draft law over what the drafter can say, under the target's ids."""
+        if settings.list_width is not None and not is_on_host(logits):
+            token, logprob = rank_rows(self.vocabulary.cut(logits), settings.list_width, settings)
+            return RankedRows(self.vocabulary.target_ids_on_host(token), logprob)
         rows = draft_log_probs(self.vocabulary.cut(logits), self.vocabulary.size, settings)
         return self.vocabulary.spread(rows)
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from treespec.drafts.base import DraftSettings, NodeBatch
+from treespec.drafts.base import DraftSettings, NodeBatch, RankedRows
 from treespec.targets.base import Array, Int32Array
 from treespec.targets.segment import Segment, SequenceRows
 
@@ -131,8 +131,8 @@ class ExpanderDrafter(ABC, Generic[SessionT]):
         """Logits ``[n_i, V_draft]`` of all rows of each segment, in one forward."""
 
     @abstractmethod
-    def log_probs(self, logits: Array, settings: DraftSettings) -> Array:
-        """``[n, V]`` of the target from logits ``[n, V_draft]``."""
+    def log_probs(self, logits: Array, settings: DraftSettings) -> Array | RankedRows:
+        """``[n, V]`` of the target from logits ``[n, V_draft]``, or what the settings let pass."""
 
     @abstractmethod
     def stack(self, rows: Sequence[Array]) -> Array:
@@ -162,11 +162,11 @@ class TreeExpander:
         """What is known at the root, if the settings asked for it."""
         return self.session.root_rows
 
-    def expand(self, nodes: NodeBatch) -> Array:
+    def expand(self, nodes: NodeBatch) -> Array | RankedRows:
         """Score the children of `nodes`: ``[n, V]`` log-probabilities on the drafter's device.
 
         float32, or float64 for a float64 drafter; -inf for truncated tokens and ids the drafter
-        lacks.
+        lacks. `RankedRows` from another device, if the settings of the draft let lists do.
 
         Raises
         ------
@@ -180,7 +180,7 @@ class TreeExpander:
     @staticmethod
     def expand_together(
         expanders: Sequence[TreeExpander], nodes: Sequence[NodeBatch]
-    ) -> list[Array]:
+    ) -> list[Array | RankedRows]:
         """Grow several trees in lock-step: one forward for the nodes of all sequences.
 
         Parameters
@@ -192,8 +192,8 @@ class TreeExpander:
 
         Returns
         -------
-        list of arrays
-            B arrays ``[n_i, V]``, each as `expand` gives it.
+        list
+            B results of ``n_i`` rows, each as `expand` gives it.
         """
         segments = [e.segment(batch) for e, batch in zip(expanders, nodes, strict=True)]
         running = [
@@ -237,7 +237,7 @@ class TreeExpander:
         for slot, index in enumerate(nodes.index[nodes.index > 0].tolist(), start=segment.first):
             self._slot_of[index] = slot
 
-    def log_probs(self, nodes: NodeBatch, logits: Array | None) -> Array:
+    def log_probs(self, nodes: NodeBatch, logits: Array | None) -> Array | RankedRows:
         """Rows in the order of `nodes`, from the logits of those below the root."""
         if logits is None or len(logits) < len(nodes):
             root = self.session.root_logits

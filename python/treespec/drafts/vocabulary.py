@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from treespec.targets.hf_model import output_transform
@@ -123,6 +125,11 @@ class DraftVocabulary:
         if self._target_ids is None:
             return ids
         return self._table(self._target_ids, ids.device)[ids.long()].to(ids.dtype)
+
+    def target_ids_on_host(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The same for an array."""
+        mapped: npt.NDArray[np.int32] = self.target_ids(torch.from_numpy(ids)).numpy()
+        return mapped
 
     def draft_id(self, target_id: int) -> int | None:
         """The draft id of a token of the target, or None when the drafter cannot say it."""
