@@ -150,7 +150,7 @@ def time_target(
     def time_forward(num_rows: int) -> float:
         start = perf_counter()
         logits, _ = target.forward(states, [trees[num_rows]] * len(states), needs)
-        in_host_memory(logits[0])  # waits for the device, as a round does
+        in_host_memory(logits[-1][-1:, :1])  # waits for the device, and copies next to nothing
         seconds = perf_counter() - start
         target.commit(states, nothing)
         return seconds
