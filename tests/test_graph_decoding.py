@@ -15,13 +15,16 @@ import pytest
 import torch
 from decoder_models import draft_model, drafter_object, table_pair, target_model
 from fake_cuda import FakeCuda
+from tiny_drafters import tiny_dflash, tiny_medusa
 from tiny_trees import tokens
 
 import treespec
 from treespec.decoder import SpeculativeDecoder
 from treespec.static import decoding
 from treespec.static.choice import make_attention
+from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
+from treespec.targets.hf_model import decoder_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -32,6 +35,24 @@ BUILDS: list[tuple[str, dict[str, Any]]] = [
     ("medusa_choices", {}),
     ("eagle2", {"width": 3, "max_depth": 4}),
     ("opt_tree", {"max_depth": 4, "threshold": 0}),
+]
+# Called as often as the data ask for: in parts.
+BY_THE_DATA: list[tuple[str, dict[str, Any]]] = [
+    ("opt_tree", {"threshold": 0.4}),
+    ("eagle2", {"width": 3, "width_ratio": 0.5}),
+    ("eagle2", {"width": 2, "growth": "constant"}),
+]
+# The lists hold the whole vocabulary here, so that tokens are drawn from the same law.
+DRAWN: list[tuple[str, dict[str, Any]]] = [
+    ("chain", {"max_depth": 3, "proposal": "iid"}),
+    ("kary", {"expansion": [2, 2], "proposal": "iid"}),
+    ("kary", {"expansion": [3, 1], "proposal": "without_replacement"}),
+    ("sequoia", {"proposal": "without_replacement"}),
+    ("top_plus_one", {"expansion": [2, 2]}),
+    ("rollouts", {"num_paths": 2}),
+    ("delayed", {"num_paths": 2, "trunk": 1, "branch": 2}),
+    ("dyspec", {}),
+    ("dyspec_threshold", {"threshold": 0.1}),
 ]
 FLEX = make_attention("flex", torch.device("cpu"))
 PROMPTS = [tokens(n, n).tolist() for n in (3, 21, 9)]
@@ -46,9 +67,15 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def decoder(name: str, graph: bool, model: str = "llama") -> SpeculativeDecoder:
-    options = dict(BUILDS)[name]
+    return make_decoder(name, dict(BUILDS)[name], graph, model)
+
+
+def make_decoder(
+    name: str, options: dict[str, Any], graph: bool, model: str = "llama", **more: Any
+) -> SpeculativeDecoder:
     target, draft = target_model(model), draft_model(model)
-    return treespec.load(target, draft, builder=name, builder_options=options, graph=graph)
+    options = {"builder": name, "builder_options": options, "graph": graph, **more}
+    return treespec.load(target, draft, device="cpu", **options)
 
 
 def decoder_with(attention: Any, model: str, builder: str) -> SpeculativeDecoder:
@@ -61,7 +88,7 @@ def decoder_with(attention: Any, model: str, builder: str) -> SpeculativeDecoder
         options={},
         verifier="auto",
         node_budget=made.node_budget,
-        draft_temperature=1.0,
+        draft_temperature=None,
         attention=attention,
     )
     return made
@@ -84,6 +111,132 @@ def test_texts_are_those_of_the_step_by_step_decoder(name: str, sampling: str, c
     with caplog.at_level(logging.INFO, "treespec"):
         assert texts(decoder(name, True), **options) == texts(decoder(name, False), **options)
     check_played(caplog)
+
+
+def both(build: tuple[str, dict[str, Any]], **more: Any) -> tuple[SpeculativeDecoder, ...]:
+    return make_decoder(*build, True, **more), make_decoder(*build, False, **more)
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "sampled penalties"])
+@pytest.mark.parametrize("build", BY_THE_DATA, ids=str)
+def test_the_data_may_decide_how_often_the_drafter_is_called(
+    build: Any, sampling: str, caplog: Any
+) -> None:
+    options = SAMPLINGS[sampling]
+    own, stepped = both(build)
+    with caplog.at_level(logging.INFO, "treespec"):
+        assert texts(own, **options) == texts(stepped, **options)
+    check_played(caplog)
+
+
+def but_last_rounds(texts: list[list[int]]) -> list[list[int]]:
+    """Trees are smaller there step by step, and verdicts on drawn trees are about all of a tree."""
+    return [text[:-8] for text in texts]
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "truncated", "sampled penalties"])
+@pytest.mark.parametrize("build", DRAWN, ids=str)
+def test_drawn_trees_and_their_verifiers_give_the_same_texts(
+    build: Any, sampling: str, caplog: Any
+) -> None:
+    options = SAMPLINGS[sampling]
+    own, stepped = both(build)
+    with caplog.at_level(logging.INFO, "treespec"):
+        ours, theirs = texts(own, **options), texts(stepped, **options)
+    assert but_last_rounds(ours) == but_last_rounds(theirs)
+    check_played(caplog)
+
+
+@pytest.mark.parametrize("verifier", ["naive_tree", "recursive_rejection", "target_only"])
+def test_drawn_trees_have_a_choice_of_verifiers(verifier: str) -> None:
+    own, stepped = both(("kary", {"expansion": [2, 2], "proposal": "iid"}), verifier=verifier)
+    ours, theirs = (texts(made, temperature=0.8, seed=5) for made in (own, stepped))
+    assert but_last_rounds(ours) == but_last_rounds(theirs)
+    other = texts(make_decoder("kary", {"expansion": [2, 2]}, True), temperature=0.8, seed=5)
+    assert (ours == other) == (verifier == "target_only")
+
+
+def test_a_drafter_may_be_colder_than_the_text() -> None:
+    own, stepped = both(("rollouts", {"num_paths": 2}), draft_temperature=0.6)
+    for options in ({"temperature": 1.0}, {"temperature": 0.9, "top_k": 5}):
+        ours, theirs = texts(own, **options), texts(stepped, **options)
+        assert but_last_rounds(ours) == but_last_rounds(theirs)
+
+
+def test_a_lossy_verifier_does_not_become_lossless() -> None:
+    more = {"verifier": "typical", "lossy": True}
+    own, stepped = both(("kary", {"expansion": [3, 2]}), **more)
+    lossy, theirs = texts(own, temperature=0.9), texts(stepped, temperature=0.9)
+    assert but_last_rounds(lossy) == but_last_rounds(theirs)
+    assert but_last_rounds(lossy) != but_last_rounds(texts(decoder("kary", False), temperature=0.9))
+
+
+ONE_PASS = {
+    "dflash": tiny_dflash,
+    "treeflash": functools.partial(tiny_dflash, conditional="treeflash", width=64),
+    "pairwise": functools.partial(tiny_dflash, conditional="pairwise", width=64),
+    "medusa": tiny_medusa,
+}
+
+
+@functools.cache
+def one_pass(kind: str) -> Any:
+    return ONE_PASS[kind](target_model("llama"))
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "truncated"])
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        *((kind, "dtree", {}) for kind in ONE_PASS),
+        ("dflash", "opt_tree", {"max_depth": 3}),
+        ("treeflash", "eagle2", {"max_depth": 3, "width": 3}),
+        ("pairwise", "chain", {"max_depth": 4}),
+        ("medusa", "medusa_choices", {}),
+        ("treeflash", "dtree", {"score_temperature": 0.7}),
+        ("dflash", "rollouts", {"num_paths": 2}),
+        ("treeflash", "dyspec", {}),
+        ("pairwise", "sequoia", {"proposal": "without_replacement"}),
+        ("medusa", "delayed", {"num_paths": 2, "trunk": 1, "branch": 1}),
+    ],
+    ids=str,
+)
+def test_drafters_of_one_pass_give_the_same_texts(
+    kind: str, name: str, options: Any, sampling: str, caplog: Any
+) -> None:
+    target = target_model("llama")
+    own, stepped = (
+        treespec.load(
+            target,
+            one_pass(kind),
+            device="cpu",
+            builder=name,
+            builder_options=options,
+            graph=graph,
+        )
+        for graph in (True, False)
+    )
+    with caplog.at_level(logging.INFO, "treespec"):
+        ours, theirs = (texts(made, **SAMPLINGS[sampling]) for made in (own, stepped))
+    assert but_last_rounds(ours) == but_last_rounds(theirs)
+    check_played(caplog)
+    if own.builder.proposal == "deterministic":
+        assert ours == theirs
+
+
+def test_calls_of_one_pass_are_counted() -> None:
+    made = treespec.load(target_model("llama"), one_pass("dflash"), builder="dtree", graph=True)
+    stats = made.generate(PROMPTS[1], max_new_tokens=20, ignore_eos=True).stats
+    assert stats.draft_calls == stats.rounds
+
+
+def test_calls_are_no_more_than_the_data_ask_for() -> None:
+    own, stepped = both(("opt_tree", {"threshold": 0.4}))
+    options = {"max_new_tokens": 60, "ignore_eos": True}
+    ours, theirs = (made.generate(PROMPTS[1], **options).stats for made in (own, stepped))
+    assert ours.rounds == theirs.rounds
+    assert 0 <= ours.draft_rows - theirs.draft_rows <= 8  # the last rounds are deeper
+    assert ours.seconds["draft"] > 0 and ours.seconds["target"] > 0
 
 
 @pytest.mark.parametrize(
@@ -117,7 +270,7 @@ def test_something_is_accepted_and_counted_as_ever() -> None:
     for field in ("offered_by_depth", "accepted_by_depth", "accepted_by_rank"):
         pairs = zip(getattr(own, field), getattr(stepped, field), strict=True)
         assert all(0 <= one - other <= 1 for one, other in pairs)
-    widths = decoder("eagle2", True).graph._recipe.drafter.plan.widths
+    widths = decoder("eagle2", True).graph._recipe.drafter.widths
     assert own.draft_rows == own.rounds * sum(widths)
     assert own.seconds["target"] > 0 and own.seconds["draft"] == 0
 
@@ -125,13 +278,13 @@ def test_something_is_accepted_and_counted_as_ever() -> None:
 def played_envelopes(monkeypatch: Any) -> list[int]:
     """Of every round from now on."""
     played: list[int] = []
-    original = decoding.play_round
+    original = decoding.play
 
-    def play(recipe: Any, state: Any, verifier: str, envelope: int) -> None:
+    def play(recipe: Any, state: Any, part: str, envelope: int, *how: Any) -> None:
         played.append(envelope)
-        original(recipe, state, verifier, envelope)
+        original(recipe, state, part, envelope, *how)
 
-    monkeypatch.setattr(decoding, "play_round", play)
+    monkeypatch.setattr(decoding, "play", play)
     return played
 
 
@@ -152,23 +305,46 @@ def test_a_context_outgrows_several_envelopes(
     assert played == sorted(played)
 
 
-def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
+def play_on_fake_gpu(monkeypatch: Any) -> FakeCuda:
     """The bookkeeping of a GPU around rounds of the CPU: what is captured is not executed."""
-    made = decoder_with(SplitAttention(16), "llama", "eagle2")
-    real_round, real_capture = decoding.play_round, decoding.CapturedRound
-    cuda = FakeCuda(monkeypatch, lambda *key: real_round(*key))
+    real_play, real_capture = decoding.play, decoding.CapturedRound
+    cuda = FakeCuda(monkeypatch, lambda *key: real_play(*key))
 
     def captured(play: Any, paused: Any, device: Any, status: Any) -> Any:
         return real_capture(play, paused, torch.device("cuda"), status)
 
-    monkeypatch.setattr(decoding, "play_round", cuda.play)
+    monkeypatch.setattr(decoding, "play", cuda.play)
     monkeypatch.setattr(decoding, "CapturedRound", captured)
+    return cuda
+
+
+def captures(cuda: FakeCuda) -> list[tuple[Any, ...]]:
+    """Keys of the graphs, in order."""
+    assert {entry[0] for entry in cuda.log if entry != "wait"} == {"warm up", "capture", "replay"}
+    return [entry[3:] for entry in cuda.log if entry[0] == "capture"]
+
+
+def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
+    made = decoder_with(SplitAttention(16), "llama", "eagle2")
+    cuda = play_on_fake_gpu(monkeypatch)
     for options in ({"max_new_tokens": 60}, {"max_new_tokens": 60, "temperature": 0.8}):
         assert texts(made, **options) == texts(decoder("opt_tree", False), **options)
-    events = [(entry[0], *entry[-2:]) for entry in cuda.log if entry != "wait"]
-    captures = [event[1:] for event in events if event[0] == "capture"]
-    assert captures == [("greedy", 64), ("greedy", 128), ("target_only", 64), ("target_only", 128)]
-    assert {event[0] for event in events} == {"warm up", "capture", "replay"}
+    keys = [("round", n, name) for name in ("greedy", "target_only") for n in (64, 128)]
+    assert captures(cuda) == keys
+
+
+def test_parts_of_a_round_are_graphs_of_their_own(monkeypatch: Any) -> None:
+    """Few ones: widths are powers of two, and a call does not say how many came before it."""
+    own, stepped = both(("dyspec", {}), draft_temperature=0.2)
+    expected = texts(stepped, temperature=0.8, max_new_tokens=60)
+    cuda = play_on_fake_gpu(monkeypatch)
+    ours = texts(own, temperature=0.8, max_new_tokens=60)
+    assert but_last_rounds(ours) == but_last_rounds(expected)
+    by_part = Counter(part for part, *_ in captures(cuda))
+    assert by_part["begin"] == by_part["finish"] == 1
+    grown = [how for part, _, *how in captures(cuda) if part == "grow"]
+    assert len(grown) == len(set(map(tuple, grown))) <= 4
+    assert {width for width, _ in grown} <= {1, 2, 4, 8} and len({most for _, most in grown}) == 1
 
 
 def test_sequences_of_a_batch_stop_where_they_would_alone() -> None:
@@ -271,7 +447,7 @@ def test_buffers_are_used_again_and_dropped_after_an_error(monkeypatch: Any) -> 
     def broken(*arguments: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(decoding, "play_round", broken)
+    monkeypatch.setattr(decoding, "play", broken)
     rounds._idle = None
     with pytest.raises(RuntimeError, match="no memory"):
         texts(made)
@@ -313,6 +489,28 @@ def test_what_only_the_host_can_do_goes_step_by_step(options: Any, caplog: Any) 
     assert caplog.messages == [f"rounds run step by step: {name} is not in the graph"]
 
 
+def test_compiled_models_give_the_same_texts(caplog: Any) -> None:
+    """In float64, where what compiling rounds in another order does not show."""
+    models = [make("llama", num_hidden_layers=1) for make in (target_model, draft_model)]
+    chosen = {"builder": "chain", "max_depth": 1, "device": "cpu"}
+    compiled = treespec.load(*models, **chosen, graph=True, compile=True)
+    blocks = [
+        *_blocks(compiled.graph._recipe.target),
+        *_blocks(compiled.graph._recipe.drafter._runner),
+    ]
+    assert all("forward" in vars(block) for block in blocks) and len(blocks) == 2
+    assert not any("forward" in vars(block) for block in decoder_blocks(models[0]))
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert texts(compiled, PROMPTS[:1]) == texts(treespec.load(*models, **chosen), PROMPTS[:1])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    with pytest.raises(ValueError, match="compile must be False without graph"):
+        treespec.load(*models, **chosen, compile=True)
+
+
+def _blocks(runner: StaticRunner) -> Any:
+    return decoder_blocks(runner._view)
+
+
 def test_graphs_are_for_gpus_unless_asked_for() -> None:
     target, draft = target_model("llama"), draft_model("llama")
     assert treespec.load(target, draft).graph is None
@@ -326,10 +524,12 @@ def test_graphs_are_for_gpus_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"builder": "dyspec"}, "builder must be one of .* got dyspec"),
-        ({"builder": "opt_tree", "builder_options": {"threshold": 0.4}}, "option threshold"),
-        ({"builder": "kary", "verifier": "typical", "lossy": True}, "verifier must be one of"),
-        ({"drafter": "ngram", "builder": "trie"}, "Hugging Face models .* and NgramDrafter"),
+        ({"builder": "dyspec", "node_budget": 200}, "max_depth must be at most 128 for verifier"),
+        (
+            {"builder": "opt_tree", "node_budget": 2000},
+            "node_budget must be in .1, 1024., got 2000",
+        ),
+        ({"drafter": "ngram", "builder": "trie"}, "Hugging Face model .* and NgramDrafter"),
         ({"drafter": None}, "and NoneType"),
     ],
 )
@@ -352,12 +552,12 @@ def test_auto_falls_back_with_the_reason(monkeypatch: Any, caplog: Any) -> None:
         "options": {},
         "verifier": "auto",
         "node_budget": 8,
-        "draft_temperature": 1.0,
+        "draft_temperature": None,
     }
     with caplog.at_level(logging.INFO, "treespec"):
         target, drafter = made.target, drafter_object("ngram")
         assert decoding.make_graph_rounds(target, drafter, required=False, **arguments) is None
-    assert "rounds run step by step: graph: target and drafter must be" in caplog.text
+    assert "rounds run step by step: graph: target must be a Hugging Face" in caplog.text
 
 
 @pytest.mark.slow

@@ -13,16 +13,35 @@ import pytest
 import torch
 from decoder_models import draft_model, target_model
 from device_backends import ORDERS, use_backend
-from test_static_round import BUILDS, CAPACITY, GREEDY, SAMPLED, make_recipe, make_state, starts
+from test_static_round import (
+    BUILDS,
+    BY_THE_DATA,
+    CAPACITY,
+    DRAWN,
+    GREEDY,
+    SAMPLED,
+    make_recipe,
+    make_state,
+    play_round,
+    starts,
+)
 
 import treespec
-from treespec import device
-from treespec.static import cuda_ops, draft, round
-from treespec.static.round import RoundState, play_round
+from treespec import _core, device
+from treespec.static import cuda_ops, growth, levels, round
+from treespec.static.round import RoundState
 from treespec.static.split_attention import SplitAttention
 
-NAMES = ("rank_candidates", "build_trees", "mask_trees", "verify_trees", "commit_kv")
-LAWS = {"greedy": GREEDY, "target_only": SAMPLED}  # the second has penalties
+NAMES = (
+    "rank_candidates",
+    "begin_growth",
+    "grow",
+    "finish_growth",
+    "mask_trees",
+    "verify_trees",
+    "commit_kv",
+)
+LAWS = {"greedy": GREEDY, "sampled": SAMPLED}  # the second has penalties
 
 
 @pytest.fixture(params=ORDERS, ids=lambda order: f"emulation-{order}")
@@ -32,8 +51,9 @@ def device_ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     ops = SimpleNamespace(**{name: getattr(cuda_ops, name) for name in NAMES})
 
     def use() -> None:
-        for module in (round, draft):
+        for module in (round, levels):
             monkeypatch.setattr(module, "OPS", ops)
+        monkeypatch.setattr(growth, "record_bytes", growth.kernel_bytes)
 
     return use
 
@@ -51,12 +71,13 @@ def play(state: RoundState, recipe: Any, verifier: str, rounds: int = 4) -> list
     return [*seen, *(buffer.clone() for buffer in state.target_kv.buffers)]
 
 
-@pytest.mark.parametrize("verifier", LAWS)
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
-def test_rounds_have_the_bits_of_the_core(build: Any, verifier: str, device_ops: Any) -> None:
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("build", BUILDS + DRAWN + BY_THE_DATA, ids=str)
+def test_rounds_have_the_bits_of_the_core(build: Any, law: str, device_ops: Any) -> None:
     models = float32_models()
     recipe = make_recipe(models, build, SplitAttention())
-    begin = starts(LAWS[verifier])
+    verifier = _core.auto_verifier(recipe.proposal, law == "greedy")
+    begin = starts(LAWS[law])
     expected = play(make_state(models, recipe, begin), recipe, verifier)
     device_ops()
     ours = play(make_state(models, recipe, begin), recipe, verifier)
@@ -70,18 +91,18 @@ def test_rounds_have_the_bits_of_the_core(build: Any, verifier: str, device_ops:
 def test_a_model_that_answers_nan_is_reported(broken: str, device_ops: Any) -> None:
     models = float32_models()
     recipe = make_recipe(models, BUILDS[3], SplitAttention())
+    device_ops()
     state = make_state(models, recipe, starts())
     before = state.prefix_length.clone()
-    device_ops()
     runner = recipe.target if broken == "target" else recipe.drafter._runner
-    forward = runner.forward
+    forward = runner.forward_with_states
 
-    def answer_nan(*arguments: Any) -> torch.Tensor:
-        logits = forward(*arguments)
+    def answer_nan(*arguments: Any) -> Any:
+        logits, states = forward(*arguments)
         logits[1] = torch.nan
-        return logits
+        return logits, states
 
-    runner.forward = answer_nan  # type: ignore[method-assign]
+    runner.forward_with_states = answer_nan  # type: ignore[method-assign]
     play_round(recipe, state, "greedy", CAPACITY)
     with pytest.raises(ValueError, match="sequence 1 of the batch: NaN"):
         state.check_results(state.results)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from decoder_models import draft_model, target_model
 from static_models import padded_tokens, plain_attention, row_mask, static_kv
+from tiny_drafters import TINY_DRAFTERS
 from tiny_models import tiny_model
 from tiny_trees import tokens, tree_rows
 
@@ -114,17 +115,77 @@ def test_a_model_that_reads_on_the_host_is_played(caplog: Any) -> None:
     assert np.array_equal(first, forward.mailbox.fetch())
 
 
+def loaded(drafter: Any, build: tuple[str, dict[str, Any]], **options: Any) -> list[Any]:
+    """A decoder with graphs and one without, over the same weights."""
+    target = copy.deepcopy(target_model("llama")).to(CUDA)
+    made = []
+    for graph in ("auto", False):
+        how = {"builder": build[0], "builder_options": build[1], "graph": graph}
+        made.append(treespec.load(target, drafter(target), **how, **(options if graph else {})))
+    assert made[0].graph is not None
+    return made
+
+
+def language_model(target: Any) -> Any:
+    return copy.deepcopy(draft_model("llama")).to(CUDA)
+
+
+def check_texts(made: list[Any], temperature: float, count: int = 100) -> None:
+    prompts = [tokens(n, n).tolist() for n in (3, 21, 9)]
+    options = {"max_new_tokens": count, "ignore_eos": True, "temperature": temperature}
+    own, stepped = ([r.token_ids for r in one.generate(prompts, **options)] for one in made)
+    assert own == stepped
+    assert made[0].graph.status.reason is None
+
+
+BUILDS = [
+    ("chain", {}),
+    ("kary", {}),
+    ("sequoia", {}),
+    ("eagle2", {}),
+    ("opt_tree", {}),
+    ("opt_tree", {"threshold": 0.4}),  # in parts
+]
+DRAWN = [
+    ("kary", {"expansion": [2, 2], "proposal": "iid"}),
+    ("sequoia", {"proposal": "without_replacement"}),
+    ("top_plus_one", {}),
+    ("delayed", {}),
+    ("dyspec", {"max_depth": 8}),
+]
+
+
 @needs_device_functions
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("builder", ["chain", "kary", "sequoia", "eagle2", "opt_tree"])
+@pytest.mark.parametrize("build", BUILDS, ids=str)
 def test_captured_texts_are_those_of_the_step_by_step_decoder(
-    builder: str, temperature: float
+    build: Any, temperature: float
 ) -> None:
-    models = [copy.deepcopy(make("llama")).to(CUDA) for make in (target_model, draft_model)]
-    prompts = [tokens(n, n).tolist() for n in (3, 21, 9)]
-    options = {"max_new_tokens": 100, "ignore_eos": True, "temperature": temperature}
-    own, stepped = (treespec.load(*models, builder=builder, graph=g) for g in ("auto", False))
-    assert own.graph is not None
-    results = [made.generate(prompts, **options) for made in (own, stepped)]
-    assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
-    assert own.graph.status.reason is None
+    check_texts(loaded(language_model, build), temperature)
+
+
+@needs_device_functions
+@pytest.mark.parametrize("build", DRAWN, ids=str)
+def test_captured_texts_of_drawn_trees_too(build: Any) -> None:
+    """Greedy, or drawn from the target at each position: a function of the text alone."""
+    check_texts(loaded(language_model, build), 0.0)
+    target, drafter = (
+        copy.deepcopy(m).to(CUDA) for m in (target_model("llama"), draft_model("llama"))
+    )
+    how = {"builder": build[0], "builder_options": build[1], "verifier": "target_only"}
+    check_texts([treespec.load(target, drafter, **how, graph=g) for g in ("auto", False)], 0.8)
+    made = treespec.load(target, drafter, builder=build[0], builder_options=build[1], graph="auto")
+    stats = made.generate(tokens(9, 9).tolist(), temperature=0.8, max_new_tokens=60).stats
+    assert stats.accepted > 0 and made.graph.status.reason is None
+
+
+@needs_device_functions
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kind", ["dflash", "treeflash", "pairwise", "medusa"])
+def test_captured_texts_of_drafters_of_one_pass_too(kind: str, temperature: float) -> None:
+    check_texts(loaded(TINY_DRAFTERS[f"tiny {kind}"], ("dtree", {})), temperature)
+
+
+@needs_device_functions
+def test_compiled_models_are_captured() -> None:
+    check_texts(loaded(language_model, ("chain", {"max_depth": 2}), compile=True), 0.0, 40)

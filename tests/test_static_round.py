@@ -22,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from treespec import _core
 from treespec.builder_options import resolve_options
-from treespec.static.draft import StaticDrafter
+from treespec.drafts.autoregressive import AutoregressiveDrafter
+from treespec.static import growth
+from treespec.static.drafting import DraftRecipe
 from treespec.static.flex_attention import block_mask
 from treespec.static.kv import StaticKv
-from treespec.static.ops import encode_options
-from treespec.static.plan import plan_draft
-from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play_round
+from treespec.static.levels import LevelDrafter, LevelState
+from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
 
@@ -38,25 +39,38 @@ BUILDS = [
     ("eagle2", {"width": 2, "max_depth": 3}, 6),
     ("opt_tree", {"max_depth": 3}, 6),
 ]
+DRAWN = [
+    ("kary", {"expansion": [2, 2], "proposal": "without_replacement"}, 6),
+    ("top_plus_one", {"expansion": [2, 2]}, 6),
+    ("delayed", {"num_paths": 2, "trunk": 1, "branch": 2}, 5),
+]
+# In parts: the data decide how often the drafter is called.
+BY_THE_DATA = [
+    ("opt_tree", {"threshold": 0.4}, 6),
+    ("dyspec", {}, 6),
+]
 CAPACITY = 256
 MIXTURES = ["gpt_oss", "phimoe_window", "mixtral", "deepseek_v3"]
 GREEDY, SAMPLED = (0.0, 0, 1, 0, 1, 0, 0), (0.8, 20, 0.9, 0, 1.2, 0.1, 0)
 
 
 def make_recipe(
-    models: tuple[Any, Any], build: tuple[str, Any, int], attention: Any, device: Any = "cpu"
+    models: tuple[Any, Any], build: tuple[str, Any, int], attention: Any
 ) -> RoundRecipe:
+    target, draft = models
+    drafter = AutoregressiveDrafter(draft, VOCAB_SIZE)
+    recipe = draft_recipe(build, attention)
+    static = LevelDrafter(drafter, recipe)
+    return RoundRecipe(
+        StaticRunner(target, attention), static, recipe.node_budget, recipe.builder.proposal
+    )
+
+
+def draft_recipe(build: tuple[str, Any, int], attention: Any, temperature: Any = None) -> Any:
     name, options, budget = build
     resolved = resolve_options(options)
-    plan = plan_draft(_core.TreeBuilder(name, **resolved), resolved, budget)
-    target, draft = models
-    return RoundRecipe(
-        StaticRunner(target, attention),
-        StaticDrafter(draft, plan, VOCAB_SIZE, 1.0, attention, torch.device(device)),
-        name,
-        encode_options(resolved),
-        budget,
-    )
+    builder = _core.TreeBuilder(name, **resolved)
+    return DraftRecipe(builder, resolved, budget, VOCAB_SIZE, temperature, attention)
 
 
 def starts(params: tuple[float, ...] = GREEDY) -> list[SequenceStart]:
@@ -68,11 +82,31 @@ def starts(params: tuple[float, ...] = GREEDY) -> list[SequenceStart]:
 
 def make_state(models: tuple[Any, Any], recipe: RoundRecipe, begin: Any) -> RoundState:
     texts = [list(start.tokens[:-1]) for start in begin]
-    kv = [static_kv(model, texts, CAPACITY) for model in models]
-    state = RoundState(*kv, recipe.max_tokens, recipe.max_nodes)
+    target_kv, draft_kv = (static_kv(model, texts, CAPACITY) for model in models)
+    state = make_round_state(target_kv, draft_kv, recipe)
+    for place, start in enumerate(begin):
+        state.draft.pending[place, 0] = int(start.tokens[-1])
+        state.draft.length[place] = len(start.tokens) - 1
+    state.draft.num_pending.fill_(1)
     state.start(begin)
     state.set_active([True] * len(begin))
     return state
+
+
+def make_round_state(target_kv: StaticKv, draft_kv: StaticKv, recipe: RoundRecipe) -> RoundState:
+    draft = LevelState(draft_kv, recipe.drafter.growth, recipe.max_tokens)
+    return RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
+
+
+def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: int) -> None:
+    """A whole round, in as many parts as it takes."""
+    if recipe.drafter.widths is not None:
+        return play(recipe, state, "round", envelope, verifier)
+    most = recipe.drafter.max_rows - 1
+    play(recipe, state, "begin", envelope)
+    while widest := int(state.draft.waiting.max()):
+        play(recipe, state, "grow", envelope, widest, most)
+    play(recipe, state, "finish", envelope, verifier)
 
 
 def cpu_models(name: str = "llama") -> tuple[Any, Any]:
@@ -107,13 +141,23 @@ def test_the_guard_sees_host_reads() -> None:
 def play_guarded(models: tuple[Any, Any], build: Any) -> None:
     recipe = make_recipe(models, build, SplitAttention())
     state = make_state(models, recipe, starts(SAMPLED))
+    verifier = _core.auto_verifier(recipe.proposal, False)
     with NoHostReads():
-        play_round(recipe, state, "target_only", CAPACITY)
+        play_round(recipe, state, verifier, CAPACITY)
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+@pytest.mark.parametrize("build", BUILDS + DRAWN, ids=lambda build: build[0])
 def test_no_step_reads_on_the_host(build: Any) -> None:
     play_guarded(cpu_models(), build)
+
+
+def test_parts_read_nothing_on_the_host_either() -> None:
+    recipe = make_recipe(cpu_models(), ("dyspec", {}, 6), SplitAttention())
+    state = make_state(cpu_models(), recipe, starts(SAMPLED))
+    with NoHostReads():
+        play(recipe, state, "begin", CAPACITY)
+        play(recipe, state, "grow", CAPACITY, 2, recipe.drafter.max_rows - 1)
+        play(recipe, state, "finish", CAPACITY, "traversal")
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])
@@ -159,14 +203,14 @@ def fake_kv(model: Any, batch: int) -> StaticKv:
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
-def test_the_round_stays_on_its_device(build: Any) -> None:
+def test_the_round_stays_on_its_device(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "kernel_bytes", lambda *_: 64)  # needs a build with device code
     models = (tiny_model("llama"), tiny_model("llama"))
     with FakeTensorMode():
         for model in models:
             move_to_fake_device(model)
-        recipe = make_recipe(models, build, SplitAttention(), "meta")
-        kv = [fake_kv(model, 2) for model in models]
-        state = RoundState(*kv, recipe.max_tokens, recipe.max_nodes)
+        recipe = make_recipe(models, build, SplitAttention())
+        state = make_round_state(*(fake_kv(model, 2) for model in models), recipe)
         with NoHostReads():
             play_round(recipe, state, "greedy", CAPACITY)
             play_round(recipe, state, "target_only", CAPACITY)
@@ -185,8 +229,13 @@ def test_rounds_allocate_nothing_that_stays() -> None:
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
     def addresses() -> list[int]:
-        tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
-        tensors += [*state.target_kv.buffers, *state.draft_kv.buffers]
+        tensors = [
+            value
+            for part in (state, state.draft)
+            for value in vars(part).values()
+            if isinstance(value, torch.Tensor)
+        ]
+        tensors += [*state.target_kv.buffers, *state.draft.kv.buffers, *state.draft.tensors()]
         return [tensor.data_ptr() for tensor in tensors]
 
     play_round(recipe, state, "greedy", CAPACITY)
@@ -199,14 +248,15 @@ def test_rounds_allocate_nothing_that_stays() -> None:
 
 def observed(state: RoundState) -> dict[str, torch.Tensor]:
     """What later rounds depend on: rows behind the committed ones hold anything."""
-    names = ("active", "prefix_length", "draft_length", "num_pending", "pending")
-    seen = {name: getattr(state, name).clone() for name in names}
+    seen = {name: getattr(state, name).clone() for name in ("active", "prefix_length")}
+    draft = state.draft
+    seen |= {name: getattr(draft, name).clone() for name in ("length", "num_pending", "pending")}
     for b, length in enumerate(state.prefix_length.tolist()):
         seen[f"history {b}"] = state.history[b, : length + 1].clone()
         for i, buffer in enumerate(state.target_kv.buffers):
             seen[f"target {i} {b}"] = buffer[b, :, :length].clone()
-        for i, buffer in enumerate(state.draft_kv.buffers):
-            seen[f"draft {i} {b}"] = buffer[b, :, : int(state.draft_length[b])].clone()
+        for i, buffer in enumerate(draft.kv.buffers):
+            seen[f"draft {i} {b}"] = buffer[b, :, : int(draft.length[b])].clone()
     return seen
 
 
@@ -214,7 +264,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
+@pytest.mark.parametrize("build", BUILDS + DRAWN + BY_THE_DATA, ids=str)
 def test_a_paused_round_leaves_no_trace(build: Any) -> None:
     models = cpu_models()
     recipe = make_recipe(models, build, SplitAttention())
@@ -226,6 +276,29 @@ def test_a_paused_round_leaves_no_trace(build: Any) -> None:
         assert same(before, observed(state))
         play_round(recipe, state, "greedy", CAPACITY)
         play_round(recipe, fresh, "greedy", CAPACITY)
+        assert torch.equal(state.results, fresh.results)
+        assert same(observed(fresh), observed(state))
+
+
+@pytest.mark.parametrize("build", BY_THE_DATA, ids=str)
+def test_a_part_that_is_played_in_a_pause_leaves_the_others_as_they_were(build: Any) -> None:
+    """So does warming up, which plays a part more often than the round has it."""
+    models = cpu_models()
+    recipe = make_recipe(models, build, SplitAttention())
+    state, fresh = (make_state(models, recipe, starts(SAMPLED)) for _ in range(2))
+    verifier, most = _core.auto_verifier(recipe.proposal, False), recipe.drafter.max_rows - 1
+
+    def part(*key: Any) -> None:
+        with state.paused():
+            play(recipe, state, *key)
+        play(recipe, state, *key)
+
+    for _ in range(3):
+        part("begin", CAPACITY)
+        while widest := int(state.draft.waiting.max()):
+            part("grow", CAPACITY, widest, most)
+        part("finish", CAPACITY, verifier)
+        play_round(recipe, fresh, verifier, CAPACITY)
         assert torch.equal(state.results, fresh.results)
         assert same(observed(fresh), observed(state))
 

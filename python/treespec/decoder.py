@@ -85,6 +85,9 @@ class SpeculativeDecoder:
         Play rounds with static shapes, on a GPU as CUDA graphs (docs/graphs.md). True insists,
         ``"auto"`` does so on GPUs for models and builders that allow it. Off by default, until a
         GPU has run it.
+    compile
+        With `graph`: let torch.compile fuse what lies between the attentions of language models;
+        the first rounds of every shape then take long.
     selector
         With ``builder="delayed"``: a `Selector`, or the file of one, that chooses (K, L1, L2) for
         every round (docs/selector.md). `node_budget` and `max_depth` then bound its choice; the
@@ -113,6 +116,7 @@ class SpeculativeDecoder:
         draft_temperature: float | None = None,
         lossy: bool = False,
         graph: bool | str = False,
+        compile: bool = False,
         selector: Selector | str | PathLike[str] | None = None,
         profile: Profile | None = None,
     ) -> None:
@@ -129,8 +133,7 @@ class SpeculativeDecoder:
             raise ValueError("load: profile must be None with graph=True, whose shapes are fixed")
         by_level = drafter is not None and drafter.source_kind == "Expander"
         if builder == "opt_tree" and by_level and not chosen:
-            # A graph's calls cannot depend on the data.
-            options.setdefault("threshold", 0.0 if graph is True else self._by_device(_THRESHOLDS))
+            options.setdefault("threshold", self._by_device(_THRESHOLDS))
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth", UNLIMITED)
@@ -171,7 +174,9 @@ class SpeculativeDecoder:
                 "load: the state of this target (recurrent or hybrid) cannot fork, so it cannot "
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
-        self.graph = None if chosen else self._graph_rounds(graph, options)
+        if compile and graph is False:
+            raise ValueError("load: compile must be False without graph, whose shapes are fixed")
+        self.graph = None if chosen else self._graph_rounds(graph, options, compile)
 
     def _selector_plan(
         self,
@@ -209,7 +214,9 @@ class SpeculativeDecoder:
             self.node_budget = own.max_nodes
         return SelectorPlan(own, self.drafter, self.node_budget, self._max_depth)
 
-    def _graph_rounds(self, graph: bool | str, options: Mapping[str, Any]) -> GraphRounds | None:
+    def _graph_rounds(
+        self, graph: bool | str, options: Mapping[str, Any], compiled: bool
+    ) -> GraphRounds | None:
         if graph not in (True, False, "auto"):
             raise ValueError(f"load: graph must be True, False or 'auto', got {graph!r}")
         if graph is False or (graph == "auto" and self.target.device.type != "cuda"):
@@ -224,7 +231,9 @@ class SpeculativeDecoder:
             options=options,
             verifier=self.verifier_name,
             node_budget=self.node_budget,
-            draft_temperature=self.draft_temperature or 1.0,
+            draft_temperature=self.draft_temperature,
+            lossy=self.lossy,
+            compiled=compiled,
         )
         return rounds
 

@@ -38,6 +38,7 @@ def load(
     draft_temperature: float | None = None,
     lossy: bool = False,
     graph: bool | str = False,
+    compile: bool = False,
     selector: Any = None,
     profile: Any = "auto",
     tokenizer: Any = None,
@@ -122,6 +123,7 @@ def load(
         draft_temperature=draft_temperature,
         lossy=lossy,
         graph=graph,
+        compile=compile,
         selector=selector,
         profile=_profile(profile, model, made, sized=sized),
     )

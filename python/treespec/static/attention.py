@@ -141,4 +141,5 @@ def static_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(ATTENTION_NAME, static_attention)
+# Programs that torch.compile makes of a model call it: a context is nothing to trace.
+AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(static_attention))

@@ -14,26 +14,26 @@ import torch
 
 from treespec import _core
 from treespec.config import SamplingParams
-from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.generation import Generation
 from treespec.static import cuda_ops
 from treespec.static.attention import TreeAttention
 from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
 from treespec.static.choice import AttentionShape, choose_attention
-from treespec.static.draft import StaticDrafter
+from treespec.static.drafters import make_static_drafter, weights_of
+from treespec.static.drafting import DraftRecipe
 from treespec.static.kv import StaticKv
-from treespec.static.ops import PARAM_NAMES, encode_options
-from treespec.static.plan import plan_draft
-from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play_round
+from treespec.static.ops import PARAM_NAMES
+from treespec.static.plan import TABLE_BUILDERS, check_envelope
+from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.stats import Clock
 from treespec.targets.hf import HfTarget
-from treespec.targets.hf_cache import KvSequence
 from treespec.targets.hf_model import text_config
 
 LOGGER = logging.getLogger("treespec")
 
-VERIFIERS = ("auto", "greedy", "target_only")
+# The most levels of a tree that verifiers from the bottom up hold on a device.
+_MOST_LEVELS = {"traversal": 128, "block": 128}
 
 # Buffers grow in steps of this many rows, so that calls of similar length share them.
 _CAPACITY_STEP = 256
@@ -53,6 +53,10 @@ class GraphRounds:
         Of the decoder; options resolved.
     draft_temperature
         Of the draft law.
+    lossy
+        Whether verifiers that change the distribution of the text are admitted.
+    compiled
+        Whether the blocks of language models go through torch.compile.
     attention
         None: the faster one on this machine (`treespec.static.choice`).
 
@@ -78,32 +82,34 @@ class GraphRounds:
         options: Mapping[str, Any],
         verifier: str,
         node_budget: int,
-        draft_temperature: float,
+        draft_temperature: float | None,
+        lossy: bool = False,
+        compiled: bool = False,
         attention: TreeAttention | None = None,
     ) -> None:
         self.device = _common_device(target, drafter)
-        if verifier not in VERIFIERS:
-            raise NotImplementedError(
-                f"graph: verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}"
-            )
-        plan = plan_draft(builder, options, node_budget)
+        check_envelope(builder, node_budget, TABLE_BUILDERS)
         self.attention = attention or _fast_attention(target, node_budget + 1, self.device)
         self.status = CaptureStatus()
         self._target, self._drafter, self._verifier = target, drafter, verifier
-        self._recipe = RoundRecipe(
-            target=StaticRunner(target.model, self.attention),
-            drafter=StaticDrafter(
-                drafter.model,
-                plan,
-                target.vocab_size,
-                draft_temperature,
-                self.attention,
-                self.device,
-            ),
-            builder=builder.name,
-            options=encode_options(options),
-            node_budget=node_budget,
+        recipe = DraftRecipe(
+            builder,
+            options,
+            node_budget,
+            target.vocab_size,
+            draft_temperature,
+            self.attention,
+            compiled,
         )
+        static = make_static_drafter(drafter, recipe)
+        self._recipe = RoundRecipe(
+            target=StaticRunner(target.model, self.attention, static.needs, compiled=compiled),
+            drafter=static,
+            node_budget=node_budget,
+            proposal=builder.proposal,
+            lossy=lossy,
+        )
+        _check_levels(verifier, builder.proposal, static.max_depth)
         self._idle: _Buffers | None = None  # of the last generation, with their graphs
         self._lock = Lock()  # two threads must not take the same ones
 
@@ -122,7 +128,7 @@ class GraphRounds:
     @contextmanager
     def open(self, running: Sequence[Generation]) -> Iterator[GraphRun]:
         """Take over prefilled sequences; their states are in static buffers afterwards."""
-        self._drafter.catch_up([g.draft_state for g in running])
+        self._recipe.drafter.prepare([g.draft_state for g in running])
         buffers = self._take_buffers(running)
         buffers.load(running)
         self._release_states(running)
@@ -144,9 +150,7 @@ class GraphRounds:
         if idle is not None and idle.fit(len(running), needed):
             return idle
         capacity = -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
-        first = running[0]
-        examples = first.target_state, first.draft_state.sequence
-        return _Buffers(recipe, examples, len(running), capacity, self.device, self.status)
+        return _Buffers(recipe, running, capacity, self.device, self.status)
 
     def _release_states(self, running: Sequence[Generation]) -> None:
         for g in running:
@@ -161,17 +165,20 @@ class _Buffers:
     def __init__(
         self,
         recipe: RoundRecipe,
-        examples: tuple[KvSequence, KvSequence],
-        batch: int,
+        running: Sequence[Generation],
         capacity: int,
         device: torch.device,
         status: CaptureStatus,
     ) -> None:
-        target_kv, draft_kv = (StaticKv(example, batch, capacity) for example in examples)
-        self.state = RoundState(target_kv, draft_kv, recipe.max_tokens, recipe.max_nodes)
-        self.mailbox = Mailbox(self.state.results)
-        play = partial(play_round, recipe, self.state)
-        self.captured = CapturedRound(play, self.state.paused, device, status)
+        self._static = recipe.drafter
+        target_kv = StaticKv(running[0].target_state, len(running), capacity)
+        draft = recipe.drafter.make_state([g.draft_state for g in running], capacity)
+        self.state = RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
+        self.results = Mailbox(self.state.results)
+        self.waiting = None if recipe.drafter.widths is not None else Mailbox(draft.waiting)
+        self.captured = CapturedRound(
+            partial(play, recipe, self.state), self.state.paused, device, status
+        )
 
     def fit(self, batch: int, capacity: int) -> bool:
         kv = self.state.target_kv
@@ -180,7 +187,7 @@ class _Buffers:
     def load(self, running: Sequence[Generation]) -> None:
         for place, g in enumerate(running):
             self.state.target_kv.load(place, g.target_state)
-            self.state.draft_kv.load(place, g.draft_state.sequence)
+        self._static.load(self.state.draft, [g.draft_state for g in running])
         self.state.start([_start(g) for g in running])
 
 
@@ -194,7 +201,7 @@ class GraphRun:
     recipe, buffers, attention
         What is played on which buffers, and who knows the envelope.
     verifier
-        A name of `VERIFIERS`.
+        A name of `treespec.verifier_names`, or ``"auto"``.
     """
 
     def __init__(
@@ -209,7 +216,7 @@ class GraphRun:
         self._attention = attention
         greedy = generations[0].params.greedy
         self._verifier = (
-            _core.auto_verifier("deterministic", greedy) if verifier == "auto" else verifier
+            _core.auto_verifier(recipe.proposal, greedy) if verifier == "auto" else verifier
         )
         self._lengths = [g.length for g in generations]  # as the device has them
         self._active = [True] * len(self._generations)
@@ -218,15 +225,38 @@ class GraphRun:
     def round(self, running: Sequence[Generation], clock: Clock) -> None:
         """Play one round and commit what it emitted to the running generations.
 
-        All time on the device is booked as the target's: a graph has no steps.
+        All time on the device is booked as the target's: a graph has no steps. Where the data
+        decide how often the drafter is called, its calls are waited for and booked as drafting.
         """
-        with clock.step("target"):
-            self._buffers.captured.run(self._verifier, self._envelope())
-            results = self._buffers.mailbox.fetch()
-        for width in self._recipe.drafter.plan.widths:
-            clock.count_draft(width * len(running))
+        if self._buffers.waiting is None:
+            with clock.step("target"):
+                self._run("round", self._verifier)
+                results = self._buffers.results.fetch()
+            for width in self._recipe.drafter.widths or ():
+                clock.count_draft(width * len(running))
+        else:
+            with clock.step("draft"):
+                self._draft(clock, self._buffers.waiting)
+            with clock.step("target"):
+                self._run("finish", self._verifier)
+                results = self._buffers.results.fetch()
         with clock.step("commit"):
             self._commit(results)
+
+    def _draft(self, clock: Clock, waiting: Mailbox) -> None:
+        """Call the drafter as long as a sequence waits for rows."""
+        most = self._recipe.drafter.max_rows - 1
+        self._run("begin")
+        clock.count_draft(sum(self._active))
+        for _ in range(most):
+            widest = int((count := waiting.fetch()).max())
+            if not widest:
+                return
+            self._run("grow", _bucket(widest, most), most)
+            clock.count_draft(int(count.sum()))
+
+    def _run(self, part: str, *how: Any) -> None:
+        self._buffers.captured.run(part, self._envelope(), *how)
 
     def _envelope(self) -> int:
         needed = max(self._lengths) + self._recipe.spare_rows
@@ -260,14 +290,30 @@ def make_graph_rounds(target: Any, drafter: Any, *, required: bool, **rest: Any)
         return None
 
 
+def _bucket(width: int, most: int) -> int:
+    """The next power of two, so that few graphs serve all widths."""
+    return min(1 << (width - 1).bit_length(), most)
+
+
+def _check_levels(verifier: str, proposal: str, max_depth: int) -> None:
+    name = _core.auto_verifier(proposal, False) if verifier == "auto" else verifier
+    most = _MOST_LEVELS.get(name, max_depth)
+    if max_depth > most:
+        raise NotImplementedError(
+            f"graph: max_depth must be at most {most} for verifier {name!r}, got {max_depth}"
+        )
+
+
 def _common_device(target: Any, drafter: Any) -> torch.device:
     """The one device of both models, with device functions if it needs them."""
-    if not isinstance(target, HfTarget) or not isinstance(drafter, AutoregressiveDrafter):
+    weights = weights_of(drafter)
+    if not isinstance(target, HfTarget) or weights is None:
         raise NotImplementedError(
-            "graph: target and drafter must be Hugging Face models with keys and values, got "
+            "graph: target must be a Hugging Face model with keys and values, and drafter such a "
+            "model, or one of the kinds dflash, treeflash, pairwise and medusa; got "
             f"{type(target).__name__} and {type(drafter).__name__}"
         )
-    models = (target.model, drafter.model)
+    models = (target.model, weights)
     devices = {parameter.device for model in models for parameter in model.parameters()}
     if len(devices) > 1:
         raise NotImplementedError(

@@ -15,12 +15,10 @@ from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from treespec.static.attention import RowMask
+from treespec.static.compilation import many_shapes
 from treespec.targets.hf_attention import ScoreRule
 
 BLOCK_ROWS = 128  # of queries and of keys; FlexAttention's own default
-
-# Every level of a draft has a shape of its own, and so has every model; dynamo would stop at 8.
-_MAX_SHAPES = 256
 
 
 def is_available() -> bool:
@@ -78,7 +76,7 @@ _COMPILED = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 def _compiled(*arguments: torch.Tensor, **options: Any) -> Any:
     """FlexAttention by compiled kernels, one per shape; never the uncompiled form in silence."""
-    with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
+    with many_shapes():
         return _COMPILED(*arguments, **options)
 
 

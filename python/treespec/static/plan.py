@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many drafter rows a round computes per level, found out by asking the builder itself."""
+"""How many drafter rows a round computes per call, found out by asking the builder itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,24 @@ import numpy.typing as npt
 
 from treespec import _core
 
-# Which place of a fixed shape goes on is known before any token; layers go on with their best.
-FIXED_SHAPES = ("chain", "kary", "medusa_choices", "sequoia")
+SHAPES = ("chain", "kary", "medusa_choices", "sequoia", "top_plus_one")
+PATHS = ("delayed", "rollouts")
 LAYERED = ("eagle2", "opt_tree")
+SLOTS = ("dyspec", "dyspec_threshold")
+BUILDERS = tuple(sorted(SHAPES + PATHS + LAYERED + SLOTS))
+# From lists that are all there.
+TABLE_BUILDERS = tuple(sorted(("dtree", *BUILDERS)))
 
-# What a level costs must not depend on the data, and scores must be the drafter's own.
-_NEUTRAL_OPTIONS = {
-    "threshold": 0,
-    "floor": 0,
-    "width_ratio": 0,
-    "growth": "layer",
-    "score_temperature": 1,
-    "calibration": [],
-}
+# Options that let the data decide how often the drafter is called, with the value that does not.
+_DATA_DEPENDENT = {"threshold": 0, "floor": 0, "width_ratio": 0, "growth": "layer"}
+
+# Drafted nodes, and candidates of a list, that the device functions hold.
+MOST_DRAFTED = 1024
+
+# Candidates of a drawn tree's lists; the drafter's law is cut to these likeliest tokens.
+_DRAWN_CANDIDATES = 128
+# Nodes that DySpec may ask for, per node that it keeps.
+_SLOT_ROOM = 4
 
 
 @dataclass(frozen=True)
@@ -34,22 +39,25 @@ class DraftPlan:
     Attributes
     ----------
     widths
-        Rows of the drafter's forward per level; the first is the root's, 1.
+        Most rows of the drafter's forward per call; the first is the root's, 1. None: how often it
+        is called depends on the data, and so do the widths.
+    max_depth
+        Depth of the deepest node that can be drafted.
+    max_rows
+        Most rows of all calls together.
     num_candidates
         K, the candidates that are ranked for every row.
-    sources
-        Of a fixed shape: ``sources[d][r]`` is the candidate ``list * K + rank`` of level d that row
-        r of level d + 1 continues. None: the best by score.
     """
 
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] | None
+    max_depth: int
+    max_rows: int
     num_candidates: int
-    sources: tuple[tuple[int, ...], ...] | None
 
-    @property
-    def max_depth(self) -> int:
-        """Depth of the deepest node that can be drafted."""
-        return len(self.widths)
+    @classmethod
+    def of_widths(cls, widths: tuple[int, ...], num_candidates: int) -> DraftPlan:
+        """A level per call."""
+        return cls(widths, len(widths), sum(widths), num_candidates)
 
 
 def plan_draft(
@@ -60,53 +68,103 @@ def plan_draft(
     Raises
     ------
     NotImplementedError
-        If the number or the size of drafter calls would depend on the data.
+        For builders and node budgets that have no fixed envelope.
     """
-    if builder.name not in FIXED_SHAPES + LAYERED or builder.proposal != "deterministic":
+    check_envelope(builder, node_budget, BUILDERS)
+    if builder.name in SHAPES:
+        return _shape_plan(builder, options, node_budget)
+    if builder.name in PATHS:
+        return _paths_plan(builder, node_budget)
+    if builder.name in LAYERED:
+        return _layered_plan(builder.name, options, node_budget)
+    return _slots_plan(options, node_budget)
+
+
+def check_envelope(builder: _core.TreeBuilder, node_budget: int, builders: Sequence[str]) -> None:
+    """Refuse what the device functions do not hold.
+
+    Raises
+    ------
+    NotImplementedError
+        For other builders than these, and for too large node budgets.
+    """
+    if builder.name not in builders:
         raise NotImplementedError(
-            f"graph: builder must be one of {', '.join(sorted(FIXED_SHAPES + LAYERED))} with "
-            f"deterministic trees, got {builder.name} with {builder.proposal} ones"
+            f"graph: builder must be one of {', '.join(builders)} with this drafter, "
+            f"got {builder.name}"
         )
-    for name, neutral in _NEUTRAL_OPTIONS.items():
-        if options.get(name, neutral) != neutral:
-            raise NotImplementedError(
-                f"graph: option {name} of {builder.name} must be {neutral!r}, got {options[name]!r}"
-            )
-    if node_budget < 1:
-        raise NotImplementedError(f"graph: node_budget must be at least 1, got {node_budget}")
-    probe = _fixed_plan if builder.name in FIXED_SHAPES else _layered_plan
-    return probe(builder, node_budget)
+    if not 1 <= node_budget <= MOST_DRAFTED:
+        raise NotImplementedError(
+            f"graph: node_budget must be in [1, {MOST_DRAFTED}], got {node_budget}"
+        )
 
 
-def _fixed_plan(builder: _core.TreeBuilder, node_budget: int) -> DraftPlan:
-    """Let the builder draft from rows in which the token of a candidate is its rank."""
+def drawn_candidates(node_budget: int) -> int:
+    """K of drawn trees: no node has more draws than the budget."""
+    return max(_DRAWN_CANDIDATES, node_budget)
+
+
+def _ranked_row(size: int) -> npt.NDArray[np.float32]:
+    """Log-probabilities that fall with the token id."""
+    return -1e-3 * np.arange(1, size + 1, dtype=np.float32)
+
+
+# --- shapes and paths -------------------------------------------------------------------------
+
+
+def _shape_plan(
+    builder: _core.TreeBuilder, options: Mapping[str, Any], node_budget: int
+) -> DraftPlan:
+    """Draws may repeat and leave places empty, the likeliest tokens never do."""
+    own = {key: value for key, value in options.items() if key != "proposal"}
+    widths, tree = _grown(_core.TreeBuilder(builder.name, **own), node_budget)
+    if builder.proposal != "deterministic":
+        return DraftPlan.of_widths(widths, drawn_candidates(node_budget))
+    return DraftPlan.of_widths(widths, 1 + int(tree.token.max()))
+
+
+def _paths_plan(builder: _core.TreeBuilder, node_budget: int) -> DraftPlan:
+    """Every path draws at every depth, whether it meets another one or not."""
+    widths, tree = _grown(builder, node_budget)
+    draws = np.array([len(of_node) for of_node in tree.draws])
+    most = [int(draws[tree.depth == d].sum()) for d in range(len(widths) - 1)]
+    return DraftPlan.of_widths((1, *most), drawn_candidates(node_budget))
+
+
+def _grown(builder: _core.TreeBuilder, node_budget: int) -> tuple[tuple[int, ...], _core.TokenTree]:
+    """Rows per call, and the tree, when the token of a candidate is its rank."""
     growth = builder.begin(node_budget)
-    row = _ranked_row(node_budget)
-    row_of: dict[int, int] = {}  # of an expanded node, within its level
-    chosen: list[list[tuple[int, int]]] = []  # per level (list, rank)
-    while len(frontier := growth.frontier()):
-        row_of.update({index: place for place, index in enumerate(frontier.index.tolist())})
-        pairs = zip(frontier.parent.tolist(), frontier.token.tolist(), strict=True)
-        chosen.append([(row_of.get(parent, 0), rank) for parent, rank in pairs])
-        growth.supply(np.tile(row, (len(frontier), 1)))
-    candidates = 1 + int(growth.finish().token.max())
-    sources = tuple(
-        tuple(place * candidates + rank for place, rank in level) for level in chosen[1:]
-    )
-    return DraftPlan(tuple(len(level) for level in chosen), candidates, sources)
+    row = _ranked_row(node_budget + 1)
+    widths = []
+    while width := len(growth.frontier()):
+        widths.append(width)
+        growth.supply(np.tile(row, (width, 1)))
+    return tuple(widths), growth.finish()
 
 
-def _layered_plan(builder: _core.TreeBuilder, node_budget: int) -> DraftPlan:
+# --- layered ----------------------------------------------------------------------------------
+
+
+def _layered_plan(name: str, options: Mapping[str, Any], node_budget: int) -> DraftPlan:
     """Widths that hold every node a layer can want expanded.
 
     A layer of depth d has d - 1 ancestors and at least one other node of the tree beside those it
     expands: at the end of the budget the worst node is never worth a call.
     """
+    own = {key: options[key] for key in ("max_depth", "width") if key in options}
+    builder = _core.TreeBuilder(name, **own)
     depth = _num_calls(builder, node_budget)
     widest = _second_frontier(builder, node_budget)
     candidates = min(widest + 1, node_budget) if widest else node_budget
     widths = (1, *(max(1, min(widest, node_budget - d)) for d in range(1, depth)))
-    return DraftPlan(widths, candidates, None)
+    if all(options.get(key, neutral) == neutral for key, neutral in _DATA_DEPENDENT.items()):
+        return DraftPlan.of_widths(widths, candidates)
+    rows = sum(widths)
+    if options.get("growth") == "constant":  # may stay at a depth, where it has as many calls
+        rows = 1 + max(widths) * (_num_calls(builder, MOST_DRAFTED) - 1)
+    elif options.get("width_ratio", 0) > 0:  # goes on only while no node was thrown out
+        rows = node_budget
+    return DraftPlan(None, depth, rows, candidates)
 
 
 def _num_calls(builder: _core.TreeBuilder, node_budget: int) -> int:
@@ -127,6 +185,10 @@ def _second_frontier(builder: _core.TreeBuilder, node_budget: int) -> int:
     return len(growth.frontier())
 
 
-def _ranked_row(size: int) -> npt.NDArray[np.float32]:
-    """Log-probabilities that fall with the token id."""
-    return -1e-3 * np.arange(1, size + 1, dtype=np.float32)
+# --- slots ------------------------------------------------------------------------------------
+
+
+def _slots_plan(options: Mapping[str, Any], node_budget: int) -> DraftPlan:
+    depth = min(options.get("max_depth", node_budget), node_budget)
+    rows = 1 + _SLOT_ROOM * node_budget
+    return DraftPlan(None, depth, rows, drawn_candidates(node_budget))

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from treespec.device import Trees, Verdicts, check_status
+from treespec.device import Trees, Verdicts, check_status, round_keys
 from treespec.static.attention import RowMask
-from treespec.static.draft import StaticDrafter
+from treespec.static.drafting import Drafted, DraftStep, Observed, StaticDrafter
 from treespec.static.kv import StaticKv
+from treespec.static.levels import schedule
 from treespec.static.runner import StaticRunner
 
 OPS = torch.ops.treespec
@@ -30,17 +31,19 @@ class RoundRecipe:
     ----------
     target, drafter
         Models.
-    builder, options
-        A builder's name and its resolved options, as `StaticDrafter.plan` was made for them.
     node_budget
         Most drafted nodes.
+    proposal
+        How tokens are drafted.
+    lossy
+        Whether verifiers that change the distribution of the text are admitted.
     """
 
     target: StaticRunner
     drafter: StaticDrafter
-    builder: str
-    options: str
     node_budget: int
+    proposal: str = "deterministic"
+    lossy: bool = False
 
     @property
     def max_nodes(self) -> int:
@@ -50,12 +53,12 @@ class RoundRecipe:
     @property
     def max_tokens(self) -> int:
         """C: most tokens that a round emits per sequence."""
-        return self.drafter.plan.max_depth + 1
+        return self.drafter.max_depth + 1
 
     @property
     def spare_rows(self) -> int:
         """KV rows that a round may write behind the committed tokens."""
-        return max(self.max_nodes, self.drafter.num_slots, self.max_tokens)
+        return max(self.max_nodes, self.drafter.spare_rows, self.max_tokens)
 
 
 class SequenceStart(NamedTuple):
@@ -106,38 +109,35 @@ class RoundState:
 
     Attributes
     ----------
-    target_kv, draft_kv
+    target_kv
         Keys and values.
+    draft
+        The drafter's own state (`StaticDrafter.make_state`).
     active
         ``[B]`` int32, 1 or 0: a sequence that is not active stays as it is.
     history, prefix_length, prompt_length
         ``[B, T]``, ``[B]``, ``[B]`` int32: committed tokens and the position of the root.
-    pending, num_pending, draft_length
-        ``[B, C]``, ``[B]``, ``[B]`` int32: tokens that the drafter has not computed yet, the root
-        last, and its committed rows.
     params, seed, sequence_id
         ``[B, 7]`` float64, ``[B]`` int64, ``[B]`` int64.
+    status
+        ``[B]`` int32: what the round under way has found wrong with its data.
     results
         ``[B, 5 + 2 C + M]`` int32: what the host reads after a round, see `read_results`.
     """
 
-    def __init__(
-        self, target_kv: StaticKv, draft_kv: StaticKv, max_tokens: int, max_nodes: int
-    ) -> None:
+    def __init__(self, target_kv: StaticKv, draft: Any, max_tokens: int, max_nodes: int) -> None:
         batch, capacity = target_kv.batch, target_kv.capacity
         device = target_kv.buffers[0].device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.target_kv, self.draft_kv = target_kv, draft_kv
+        self.target_kv, self.draft = target_kv, draft
         self.max_tokens = max_tokens
-        self.active = zeros(batch)
+        self.active, self.status = zeros(batch), zeros(batch)
         # A round writes C tokens behind the root before it is known how many of them count.
         self.history = zeros(batch, capacity + max_tokens)
         self.prefix_length, self.prompt_length = zeros(batch), zeros(batch)
-        self.pending, self.num_pending = zeros(batch, max_tokens), zeros(batch)
-        self.draft_length = zeros(batch)
         self.params = zeros(batch, 7, dtype=torch.float64)
         self.seed, self.sequence_id = (zeros(batch, dtype=torch.int64) for _ in range(2))
         self.results = zeros(batch, _HEADS + 2 * max_tokens + max_nodes)
@@ -146,13 +146,10 @@ class RoundState:
         """Write B sequences, whose keys and values are loaded but for those of their roots."""
         for place, (tokens, prompt_length, params, seed, sequence_id) in enumerate(sequences):
             self.history[place, : len(tokens)] = torch.from_numpy(tokens)
-            self.pending[place, 0] = int(tokens[-1])
             self.params[place] = torch.tensor(params, dtype=torch.float64)
             for column, value in (
                 (self.prefix_length, len(tokens) - 1),
-                (self.draft_length, len(tokens) - 1),
                 (self.prompt_length, prompt_length),
-                (self.num_pending, 1),
                 (self.seed, int(np.uint64(seed).astype(np.int64))),
                 (self.sequence_id, sequence_id),
             ):
@@ -164,13 +161,23 @@ class RoundState:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Rounds inside the block change no sequence."""
-        active = self.active.clone()
+        """Steps inside the block change no sequence, nor what the steps before have left."""
+        passing = [self.active, self.status, *self.draft.tensors()]
+        before = [tensor.clone() for tensor in passing]
         self.active.zero_()
         try:
             yield
         finally:
-            self.active.copy_(active)
+            for tensor, values in zip(passing, before, strict=True):
+                tensor.copy_(values)
+
+    def draft_step(self, envelope: int) -> DraftStep:
+        """What the drafter reads."""
+        root = self.history.gather(1, self.prefix_length.long()[:, None]).squeeze(1)
+        key = round_keys(self.seed, self.sequence_id, self.prefix_length)
+        return DraftStep(
+            root, self.prefix_length, self.active, key, self.params, envelope, self.status
+        )
 
     def read_results(self, results: npt.NDArray[np.int32], place: int) -> RoundResult:
         """One sequence's result out of a host copy of `results`."""
@@ -192,47 +199,89 @@ class RoundState:
         check_status(results[:, 2])
 
 
+# --- the parts of a round -------------------------------------------------------------------------
+
+
 @torch.inference_mode()
-def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: int) -> None:
-    """Draft, build, mask, target, verify, commit; the results are in ``state.results``.
+def play(recipe: RoundRecipe, state: RoundState, part: str, envelope: int, *how: Any) -> None:
+    """Play a part of `PARTS`, which may be a graph of its own.
+
+    Parameters
+    ----------
+    envelope
+        KV rows that the models look at: at least every active sequence's tokens and
+        `RoundRecipe.spare_rows`.
+    how
+        What the part takes besides.
+    """
+    PARTS[part](recipe, state, state.draft_step(envelope), *how)
+
+
+def play_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, verifier: str) -> None:
+    """All parts, for drafters whose calls are known."""
+    assert recipe.drafter.widths is not None
+    begin_round(recipe, state, step)
+    for width, num_slots in schedule(recipe.drafter.widths):
+        grow_trees(recipe, state, step, width, num_slots)
+    finish_round(recipe, state, step, verifier)
+
+
+def begin_round(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
+    """The drafter's call for the roots."""
+    state.status.zero_()
+    recipe.drafter.begin(state.draft, step)
+
+
+def grow_trees(
+    recipe: RoundRecipe, state: RoundState, step: DraftStep, width: int, num_slots: int
+) -> None:
+    """One more call of the drafter, see `StaticDrafter.grow`."""
+    recipe.drafter.grow(state.draft, step, width, num_slots)
+
+
+def finish_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, verifier: str) -> None:
+    """Tree, mask, target, verdict and commit; the results are in ``state.results``.
 
     Parameters
     ----------
     verifier
-        ``"greedy"`` or ``"target_only"``.
-    envelope
-        KV rows that the models look at: at least every active sequence's tokens and
-        `RoundRecipe.spare_rows`.
+        A name of `treespec.verifier_names` for the recipe's proposal.
     """
-    status = torch.zeros_like(state.active)
-    lists = recipe.drafter.draft(
-        state.draft_kv, state.draft_length, state.pending, state.num_pending, envelope, status
-    )
-    root = state.history.gather(1, state.prefix_length.long()[:, None]).squeeze(1)
-    trees = Trees(
-        *OPS.build_trees(recipe.builder, recipe.options, recipe.node_budget, *lists, root, status)
-    )
+    drafted = recipe.drafter.finish(state.draft, step)
+    trees = drafted.trees
     bits, positions = OPS.mask_trees(
-        trees.num_nodes, trees.parent, trees.depth, state.prefix_length, status
+        trees.num_nodes, trees.parent, trees.depth, state.prefix_length, state.status
     )
-    mask = RowMask(state.prefix_length, bits, positions, positions, envelope)
-    logits = recipe.target.forward(state.target_kv, trees.token, mask)
-    verdicts = _verify(recipe, verifier, state, trees, logits, status)
-    _commit(state, trees, verdicts, status)
+    mask = RowMask(state.prefix_length, bits, positions, positions, step.envelope)
+    logits, states = recipe.target.forward_with_states(state.target_kv, trees.token, mask)
+    verdicts = _verify(recipe, verifier, state, drafted, logits)
+    observed = Observed(*_commit(state, trees, verdicts), states)
+    recipe.drafter.observe(state.draft, step, observed)
+    state.prefix_length.add_(observed.count)
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    "round": play_round,
+    # Where the data decide how many calls of the drafter there are:
+    "begin": begin_round,
+    "grow": grow_trees,
+    "finish": finish_round,
+}
 
 
 def _verify(
     recipe: RoundRecipe,
     verifier: str,
     state: RoundState,
-    trees: Trees,
+    drafted: Drafted,
     logits: torch.Tensor,
-    status: torch.Tensor,
 ) -> Verdicts:
+    trees, law = drafted
+    arrays = [] if law is None else [law.row_of_node, law.prob, law.token, law.row_offset]
     verdicts = OPS.verify_trees(
         verifier,
-        "deterministic",
-        False,
+        recipe.proposal,
+        recipe.lossy,
         recipe.max_tokens - 1,
         logits,
         trees.num_nodes,
@@ -241,35 +290,39 @@ def _verify(
         trees.depth,
         trees.draw_offset,
         trees.draw,
-        [],
-        0,
+        arrays,
+        0 if law is None else law.max_support,
         state.history,
         state.prefix_length,
         state.prompt_length,
         state.params,
         state.seed,
         state.sequence_id,
-        status,
+        state.status,
     )
     return Verdicts(*verdicts)
 
 
-def _commit(state: RoundState, trees: Trees, verdicts: Verdicts, status: torch.Tensor) -> None:
-    """Keep the accepted rows, append the tokens, and say what happened."""
+def _commit(
+    state: RoundState, trees: Trees, verdicts: Verdicts
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keep the accepted rows, append the tokens, and say what happened.
+
+    Returns
+    -------
+    tokens, nodes, count
+        As in `Observed`.
+    """
     count = (verdicts.num_accepted + 1) * state.active
-    OPS.commit_kv(state.target_kv.buffers, state.prefix_length, verdicts.nodes, count, status)
+    OPS.commit_kv(state.target_kv.buffers, state.prefix_length, verdicts.nodes, count, state.status)
     tokens = _emitted(trees, verdicts)
     steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     places = state.prefix_length.long()[:, None] + steps
     state.history.scatter_(1, places, tokens)
-    state.draft_length.add_(state.num_pending * state.active)
-    active = state.active == 1
-    state.pending.copy_(torch.where(active[:, None], tokens, state.pending))
-    state.num_pending.copy_(torch.where(active, count, state.num_pending))
-    state.prefix_length.add_(count)
-    used = status * state.active  # what ran along without being used cannot fail
+    used = state.status * state.active  # what ran along without being used cannot fail
     heads = torch.stack([trees.num_nodes, verdicts.num_accepted, used, *_outline(trees)], 1)
     state.results.copy_(torch.cat([heads, verdicts.nodes, tokens, trees.parent], 1))
+    return tokens, verdicts.nodes, count
 
 
 def _outline(trees: Trees) -> tuple[torch.Tensor, torch.Tensor]:

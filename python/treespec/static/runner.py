@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from treespec.static.attention import ATTENTION_NAME, RowMask, TreeAttention, static_context
+from treespec.static.compilation import compile_blocks, many_shapes
 from treespec.static.kv import StaticCache, StaticKv
 from treespec.targets.base import Needs
 from treespec.targets.hf_model import (
@@ -64,6 +67,8 @@ class StaticRunner:
         How to attend.
     needs
         The hidden states that `forward_with_states` returns.
+    compiled
+        Whether the model's blocks go through torch.compile, once for every number of rows.
 
     Raises
     ------
@@ -72,7 +77,12 @@ class StaticRunner:
     """
 
     def __init__(
-        self, model: PreTrainedModel, attention: TreeAttention, needs: Needs | None = None
+        self,
+        model: PreTrainedModel,
+        attention: TreeAttention,
+        needs: Needs | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         check_supported(model)
         if rope_depends_on_length(model):
@@ -84,12 +94,20 @@ class StaticRunner:
         self.vocab_size = vocab_size(model)
         self._view = model_view(model, ATTENTION_NAME)
         self._tap = StateTap(self._view)
+        self._shapes: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if compiled:
+            self._shapes = many_shapes
+            compile_blocks(self._view)
         self._last_position = (max_context(model) or 0) - 1 if has_position_table(model) else None
 
     def forward(
-        self, kv: StaticKv, token_ids: torch.Tensor, mask: RowMask, first_slot: int = 0
+        self,
+        kv: StaticKv,
+        token_ids: torch.Tensor,
+        mask: RowMask,
+        slots: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Compute rows and write their keys and values to consecutive slots.
+        """Compute rows and write their keys and values to their slots.
 
         Parameters
         ----------
@@ -98,19 +116,23 @@ class StaticRunner:
         mask
             For these R rows. Positions beyond a model's table are moved to its end: no token there
             can be emitted.
-        first_slot
-            The slot of the first row.
+        slots
+            ``[B, R]`` int64, those of the rows. None: row i has slot i.
 
         Returns
         -------
         torch.Tensor
             Logits ``[B, R, V]`` in the model's dtype.
         """
-        return self.forward_with_states(kv, token_ids, mask, first_slot)[0]
+        return self.forward_with_states(kv, token_ids, mask, slots)[0]
 
     @torch.inference_mode()
     def forward_with_states(
-        self, kv: StaticKv, token_ids: torch.Tensor, mask: RowMask, first_slot: int = 0
+        self,
+        kv: StaticKv,
+        token_ids: torch.Tensor,
+        mask: RowMask,
+        slots: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, RowStates]:
         """The same, and the states of `needs` of all R rows.
 
@@ -122,8 +144,12 @@ class StaticRunner:
         positions = mask.positions.long()
         if self._last_position is not None:
             positions = positions.clamp(max=self._last_position)
-        rows = mask.slot_rows[:, first_slot : first_slot + token_ids.shape[1]]
-        with static_context(self.attention, mask), self._tap.capture(self.needs) as capture:
+        rows = mask.slot_rows if slots is None else mask.prefix.long()[:, None] + slots
+        with (
+            static_context(self.attention, mask),
+            self._tap.capture(self.needs) as capture,
+            self._shapes(),
+        ):
             output = self._view(
                 input_ids=torch.where(token_ids < self.vocab_size, token_ids, 0).long(),
                 position_ids=positions,

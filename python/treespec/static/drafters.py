@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drafters that have a static form: a row each in the table below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from treespec.drafts.autoregressive import AutoregressiveDrafter
+from treespec.drafts.dflash import DFlashDrafter
+from treespec.drafts.medusa import MedusaDrafter
+from treespec.static.block import StaticBlockDrafter
+from treespec.static.drafting import DraftRecipe, StaticDrafter
+from treespec.static.heads import StaticHeads
+from treespec.static.levels import LevelDrafter
+from treespec.static.tables import TableDrafter
+
+
+class _Kind(NamedTuple):
+    weights: Callable[[Any], torch.nn.Module]
+    make: Callable[[Any, DraftRecipe], StaticDrafter]
+
+
+def _block(drafter: DFlashDrafter, recipe: DraftRecipe) -> StaticDrafter:
+    return TableDrafter(StaticBlockDrafter(drafter, recipe.settings, recipe.attention), recipe)
+
+
+def _heads(drafter: MedusaDrafter, recipe: DraftRecipe) -> StaticDrafter:
+    return TableDrafter(StaticHeads(drafter, recipe.settings), recipe)
+
+
+_KINDS: dict[type, _Kind] = {
+    AutoregressiveDrafter: _Kind(lambda drafter: drafter.model, LevelDrafter),
+    DFlashDrafter: _Kind(lambda drafter: drafter.model, _block),
+    MedusaDrafter: _Kind(lambda drafter: drafter.heads, _heads),
+}
+
+
+def weights_of(drafter: Any) -> torch.nn.Module | None:
+    """The module that drafts; None for drafters without a static form."""
+    kind = _KINDS.get(type(drafter))
+    return None if kind is None else kind.weights(drafter)
+
+
+def make_static_drafter(drafter: Any, recipe: DraftRecipe) -> StaticDrafter:
+    """The static form of a step-by-step drafter that has one.
+
+    Raises
+    ------
+    NotImplementedError
+        If it does not go with the recipe.
+    """
+    return _KINDS[type(drafter)].make(drafter, recipe)
