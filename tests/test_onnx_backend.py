@@ -569,7 +569,7 @@ def test_a_text_that_does_not_fit_is_refused_before_any_work(load):
 
 
 def test_graphs_are_refused(load):
-    with pytest.raises(NotImplementedError, match="must be Hugging Face models"):
+    with pytest.raises(NotImplementedError, match="must be a Hugging Face model"):
         load("target", "causal_lm", graph=True)
 
 
