@@ -6,6 +6,8 @@ The device is the host emulation; what stays on the host is a copy that the test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import treespec
 from treespec import _core, growth, testing, verification
 from treespec.config import SamplingParams
 from treespec.decoder import SpeculativeDecoder
+from treespec.device import host_rows
 from treespec.device.decoding import to_device
 from treespec.drafts import autoregressive, candidates, eagle3
 from treespec.drafts.base import DraftSettings
@@ -193,6 +196,30 @@ def test_ranked_rows_have_the_bits_of_the_core(
             assert np.array_equal(token, expected[0])
             with pytest.raises(ValueError, match="NaN"):
                 candidates.rank_rows(logits * torch.nan, width, settings)
+
+
+def test_rows_are_ranked_on_the_device_where_they_are(
+    to_emulation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model need not be on the current GPU, where kernels are launched."""
+    to_emulation()
+    entered: list[Any] = []
+    real_rank = host_rows.rank_candidates
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    def rank(*args: Any, **options: Any) -> Any:
+        assert entered
+        return real_rank(*args, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(host_rows, "rank_candidates", rank)
+    token, _ = host_rows.rank(torch.tensor([[0.0, 2.0, 1.0]]), 2, 1.0)
+    assert token.tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize(

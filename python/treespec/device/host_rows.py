@@ -41,10 +41,11 @@ def rank(
     ValueError
         For NaN.
     """
-    status = new_status(1, logits.device)
-    lists = rank_candidates(logits.contiguous()[None], width, temperature, status=status)
-    words = [lists.token.flatten(), lists.logprob.view(torch.int32).flatten(), status]
-    numbers = torch.cat(words).cpu().numpy()
+    with torch.cuda.device_of(logits):  # kernels are launched on the current device
+        status = new_status(1, logits.device)
+        lists = rank_candidates(logits.contiguous()[None], width, temperature, status=status)
+        words = [lists.token.flatten(), lists.logprob.view(torch.int32).flatten(), status]
+        numbers = torch.cat(words).cpu().numpy()
     check_status(numbers[-1:])
     token, logprob = numbers[:-1].reshape(2, len(logits), width)
     return token, logprob.view(np.float32)
