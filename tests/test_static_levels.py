@@ -79,6 +79,7 @@ def plan_of(builder: str, options: dict[str, Any], node_budget: int) -> Any:
         ("eagle2", {"width": 10, "max_depth": 1}, 4, (1,), 4),
         ("opt_tree", {"max_depth": 3}, 9, (1, 8, 7), 9),
         ("opt_tree", {}, 1, (1,), 1),
+        ("opt_tree", {"max_depth": 0}, 3, (1,), 3),
     ],
 )
 def test_plans(builder: str, options: Any, budget: int, widths: Any, candidates: int) -> None:
@@ -94,7 +95,8 @@ def test_plans(builder: str, options: Any, budget: int, widths: Any, candidates:
         ("opt_tree", {"max_depth": 3, "floor": 0.1}, 9, 3, 16, 9),
         ("eagle2", {"width": 3, "max_depth": 4, "width_ratio": 0.5}, 60, 4, 60, 4),
         ("eagle2", {"width": 3, "max_depth": 4, "growth": "constant"}, 60, 4, 10, 4),
-        ("eagle2", {"width": 2, "max_depth": 9, "growth": "constant"}, 3, 3, 17, 3),
+        ("eagle2", {"width": 2, "max_depth": 9, "growth": "constant"}, 3, 3, 7, 3),
+        ("eagle2", {"width": 9, "max_depth": 2, "growth": "constant"}, 5, 2, 6, 5),
         ("dyspec", {}, 12, 12, 49, 128),
         ("dyspec_threshold", {"max_depth": 3, "threshold": 0.1}, 12, 3, 49, 128),
     ],
@@ -105,6 +107,42 @@ def test_what_depends_on_the_data_has_bounds(
     plan = plan_of(builder, options, budget)
     assert plan.widths is None
     assert (plan.max_depth, plan.max_rows, plan.num_candidates) == (depth, rows, candidates)
+
+
+def random_lists(
+    generator: np.random.Generator, rows: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat and peaked ones, with ties."""
+    heat = generator.choice([0.0, 0.5, 3.0], (rows, 1))
+    logits = heat * generator.normal(size=(rows, width)).round(1)
+    token, logprob = _core.Marginals.from_logits(logits, width).arrays
+    return token, logprob
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "budget"),
+    [
+        *DETERMINISTIC,
+        *DRAWN,
+        ("eagle2", {"growth": "constant", "max_depth": 2}, 6),
+        ("eagle2", {"growth": "constant", "width": 1, "max_depth": 40}, 6),
+        ("eagle2", {"width_ratio": 0.01, "max_depth": 9}, 30),
+    ],
+    ids=str,
+)
+def test_no_growth_is_larger_than_its_plan(builder: str, options: Any, budget: int) -> None:
+    plan, generator = plan_of(builder, options, budget), np.random.default_rng(0)
+    for seed in range(40):
+        growth = _core.TreeBuilder(builder, **resolve_options(options)).begin(budget, seed=seed)
+        rows = []
+        while width := len(growth.frontier()):
+            rows.append(width)
+            growth.supply_lists(*random_lists(generator, width, plan.num_candidates))
+        assert sum(rows) <= plan.max_rows
+        assert growth.finish().max_depth <= plan.max_depth
+        if plan.widths is not None:
+            assert len(rows) <= len(plan.widths)
+            assert all(own <= most for own, most in zip(rows, plan.widths, strict=False))
 
 
 @pytest.mark.parametrize(

@@ -160,8 +160,10 @@ def _layered_plan(name: str, options: Mapping[str, Any], node_budget: int) -> Dr
     if all(options.get(key, neutral) == neutral for key, neutral in _DATA_DEPENDENT.items()):
         return DraftPlan.of_widths(widths, candidates)
     rows = sum(widths)
-    if options.get("growth") == "constant":  # may stay at a depth, where it has as many calls
-        rows = 1 + max(widths) * (_num_calls(builder, MOST_DRAFTED) - 1)
+    if options.get("growth") == "constant":  # may stay at a depth, and has the worst node expanded
+        constant = _core.TreeBuilder(name, growth="constant", **own)
+        later = _num_calls(constant, node_budget) - 1
+        rows = 1 + later * _second_frontier(constant, node_budget)
     elif options.get("width_ratio", 0) > 0:  # goes on only while no node was thrown out
         rows = node_budget
     return DraftPlan(None, depth, rows, candidates)
@@ -180,8 +182,8 @@ def _num_calls(builder: _core.TreeBuilder, node_budget: int) -> int:
 def _second_frontier(builder: _core.TreeBuilder, node_budget: int) -> int:
     """Nodes that the second call expands when the first has as many as the budget."""
     growth = builder.begin(node_budget)
-    growth.frontier()
-    growth.supply(_ranked_row(node_budget)[None])
+    if len(growth.frontier()):  # none for a depth of 0
+        growth.supply(_ranked_row(node_budget)[None])
     return len(growth.frontier())
 
 
