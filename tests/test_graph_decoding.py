@@ -230,6 +230,18 @@ def test_calls_of_one_pass_are_counted() -> None:
     assert stats.draft_calls == stats.rounds
 
 
+@pytest.mark.parametrize("kind", ONE_PASS)
+def test_one_pass_drafts_no_deeper_than_trees_can_be(kind: str) -> None:
+    own, stepped = (
+        treespec.load(
+            target_model("llama"), one_pass(kind), builder="dtree", node_budget=2, graph=graph
+        )
+        for graph in (True, False)
+    )
+    assert own.graph is not None and own.graph._recipe.max_tokens == 3
+    assert texts(own, temperature=0.8) == texts(stepped, temperature=0.8)
+
+
 def test_calls_are_no_more_than_the_data_ask_for() -> None:
     own, stepped = both(("opt_tree", {"threshold": 0.4}))
     options = {"max_new_tokens": 60, "ignore_eos": True}

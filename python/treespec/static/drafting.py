@@ -55,7 +55,7 @@ class DraftRecipe:
         """Of one-pass drafters; what concerns drawn tokens is done to their lists."""
         return DraftSettings(
             temperature=self.temperature or 1.0,
-            max_depth=self.options.get("max_depth"),
+            max_depth=min(self.options.get("max_depth", self.node_budget), self.node_budget),
             node_budget=self.node_budget,
         )
 
