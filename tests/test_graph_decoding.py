@@ -346,7 +346,7 @@ def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
 
 
 def test_parts_of_a_round_are_graphs_of_their_own(monkeypatch: Any) -> None:
-    """Few ones: widths are powers of two, and a call does not say how many came before it."""
+    """Few ones: widths, and slots in use, are powers of two."""
     own, stepped = both(("dyspec", {}), draft_temperature=0.2)
     expected = texts(stepped, temperature=0.8, max_new_tokens=60)
     cuda = play_on_fake_gpu(monkeypatch)
@@ -355,8 +355,9 @@ def test_parts_of_a_round_are_graphs_of_their_own(monkeypatch: Any) -> None:
     by_part = Counter(part for part, *_ in captures(cuda))
     assert by_part["begin"] == by_part["finish"] == 1
     grown = [how for part, _, *how in captures(cuda) if part == "grow"]
-    assert len(grown) == len(set(map(tuple, grown))) <= 4
-    assert {width for width, _ in grown} <= {1, 2, 4, 8} and len({most for _, most in grown}) == 1
+    assert 0 < len(grown) == len(set(map(tuple, grown))) <= 12
+    assert {width for width, _ in grown} <= {1, 2, 4, 8}
+    assert {slots for _, slots in grown} <= {1, 2, 4, 8, 16, 32, 64}
 
 
 def test_sequences_of_a_batch_stop_where_they_would_alone() -> None:
@@ -515,7 +516,7 @@ def test_compiled_models_give_the_same_texts(caplog: Any) -> None:
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert texts(compiled, PROMPTS[:1]) == texts(treespec.load(*models, **chosen), PROMPTS[:1])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
-    with pytest.raises(ValueError, match="compile must be False without graph"):
+    with pytest.raises(ValueError, match="compile must be False with graph=False"):
         treespec.load(*models, **chosen, compile=True)
 
 

@@ -97,8 +97,8 @@ def test_plans(builder: str, options: Any, budget: int, widths: Any, candidates:
         ("eagle2", {"width": 3, "max_depth": 4, "growth": "constant"}, 60, 4, 10, 4),
         ("eagle2", {"width": 2, "max_depth": 9, "growth": "constant"}, 3, 3, 7, 3),
         ("eagle2", {"width": 9, "max_depth": 2, "growth": "constant"}, 5, 2, 6, 5),
-        ("dyspec", {}, 12, 12, 49, 128),
-        ("dyspec_threshold", {"max_depth": 3, "threshold": 0.1}, 12, 3, 49, 128),
+        ("dyspec", {}, 12, 12, 97, 128),
+        ("dyspec_threshold", {"max_depth": 3, "threshold": 0.1}, 12, 3, 97, 128),
     ],
 )
 def test_what_depends_on_the_data_has_bounds(

@@ -175,7 +175,7 @@ class SpeculativeDecoder:
                 "verify trees; use builder='chain', or drafter=None for plain decoding"
             )
         if compile and graph is False:
-            raise ValueError("load: compile must be False without graph, whose shapes are fixed")
+            raise ValueError("load: compile must be False with graph=False, got True")
         self.graph = None if chosen else self._graph_rounds(graph, options, compile)
 
     def _selector_plan(

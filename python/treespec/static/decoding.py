@@ -233,7 +233,7 @@ class GraphRun:
                 self._run("round", self._verifier)
                 results = self._buffers.results.fetch()
             for width in self._recipe.drafter.widths or ():
-                clock.count_draft(width * len(running))
+                clock.count_draft(width * sum(self._active))
         else:
             with clock.step("draft"):
                 self._draft(clock, self._buffers.waiting)
@@ -245,14 +245,12 @@ class GraphRun:
 
     def _draft(self, clock: Clock, waiting: Mailbox) -> None:
         """Call the drafter as long as a sequence waits for rows."""
-        most = self._recipe.drafter.max_rows - 1
+        most, used = self._recipe.drafter.max_rows - 1, 0
         self._run("begin")
         clock.count_draft(sum(self._active))
-        for _ in range(most):
-            widest = int((count := waiting.fetch()).max())
-            if not widest:
-                return
-            self._run("grow", _bucket(widest, most), most)
+        while widest := int((count := waiting.fetch()).max()):
+            used += widest  # no sequence has more slots in use afterwards
+            self._run("grow", _bucket(widest, most), _bucket(used, most))
             clock.count_draft(int(count.sum()))
 
     def _run(self, part: str, *how: Any) -> None:

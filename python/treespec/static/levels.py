@@ -45,8 +45,6 @@ class LevelState:
     bits, slot_depth
         ``[B, S, words]``, ``[B, S]`` int32: slots that every slot sees, its own included, and its
         depth. The last slot is for rows of nobody.
-    waiting
-        ``[B]`` int32: nodes that wait for a row.
     """
 
     def __init__(self, kv: StaticKv, recipe: GrowthRecipe, max_tokens: int) -> None:
@@ -56,14 +54,19 @@ class LevelState:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         self.kv = kv
-        self.length, self.num_pending, self.waiting = zeros(batch), zeros(batch), zeros(batch)
+        self.length, self.num_pending = zeros(batch), zeros(batch)
         self.pending = zeros(batch, max_tokens)
         self.growth = GrowthState.empty(recipe, batch, device)
         self.bits, self.slot_depth = zeros(batch, slots, -(-slots // 32)), zeros(batch, slots)
 
+    @property
+    def waiting(self) -> torch.Tensor:
+        """``[B]`` int32: nodes that wait for a row."""
+        return self.growth.num_waiting
+
     def tensors(self) -> list[torch.Tensor]:
         """What one step of a draft leaves for the next."""
-        return [*self.growth.tensors, self.bits, self.slot_depth, self.waiting]
+        return [*self.growth.tensors, self.bits, self.slot_depth]
 
 
 class LevelDrafter:
@@ -204,7 +207,6 @@ class LevelDrafter:
     ) -> None:
         """Hand the candidates of the waiting nodes over."""
         self._call(OPS.grow, state, step, token, logprob)
-        state.waiting.copy_(state.growth.num_waiting)
 
     def _call(self, op: Any, state: LevelState, step: DraftStep, *lists: torch.Tensor) -> None:
         growth = state.growth
@@ -243,6 +245,7 @@ def drawn_law(logprob: torch.Tensor, params: torch.Tensor, tempered: bool) -> to
     top_p = params[:, 2].masked_fill(greedy, 1.0)
     per_sequence = (-1, *[1] * (logprob.dim() - 1))
     heat, count, mass = (p.float().view(per_sequence) for p in (temperature, top_k, top_p))
+    heat = heat.clamp(min=torch.finfo(torch.float32).tiny)
     ranks = torch.arange(logprob.shape[-1], device=logprob.device)
     scores = (logprob / heat).masked_fill(ranks >= count, -torch.inf)
     law = scores.softmax(-1)
