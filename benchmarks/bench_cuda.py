@@ -15,13 +15,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import floors
 import harness
 import numpy as np
 import torch
+from gpu_time import timed
 
 import treespec
 from treespec import device
@@ -286,52 +286,19 @@ def cases(place: str, quick: bool) -> Iterator[Case]:
     yield commit_case(place, 2 if quick else 32)
 
 
-def captured(work: Callable[[int], Any], copies: int, calls: int) -> Callable[[], float]:
-    """Returns a function that replays `calls` calls and gives the seconds of one."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for copy in range(2):  # warm up: lazy initialisation is not for a graph
-            work(copy % copies)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    kept = []  # outputs stay alive, so that calls do not share memory
-    with torch.cuda.graph(graph):
-        kept.extend(work(call % copies) for call in range(calls))
-
-    def replay() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / calls
-
-    replay.kept = kept  # type: ignore[attr-defined]
-    return replay
-
-
-def uncaptured(work: Callable[[int], Any], copies: int, calls: int) -> Callable[[], float]:
-    """The same without a GPU: of use to try the script on the emulation, not to measure."""
-
-    def run() -> float:
-        start = perf_counter()
-        for call in range(calls):
-            work(call % copies)
-        return (perf_counter() - start) / calls
-
-    return run
-
-
 def measure(case: Case, place: str, repetitions: int, check: bool) -> dict[str, Any]:
     if check:
         case.check()
     calls = max(case.copies, 20) if place == "cuda" else 1
-    timed = captured if place == "cuda" else uncaptured
-    works = {name: timed(getattr(case, name), case.copies, calls) for name in ("work", "floor")}
+
+    def several(one: Callable[[int], Any]) -> Callable[[], Any]:
+        return lambda: [one(call % case.copies) for call in range(calls)]
+
+    works = {name: timed(several(getattr(case, name)), place) for name in ("work", "floor")}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repetition in range(repetitions + 1):
         for name, run in works.items():
-            spent = run()
+            spent = run() / calls
             if repetition > 0:  # the first warms up
                 seconds[name].append(spent)
     bars = {"bar_ratio": case.bar_ratio, "bar_seconds": case.bar_seconds}

@@ -24,6 +24,7 @@ from typing import Any
 import harness
 import numpy as np
 import torch
+from gpu_time import timed
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -121,47 +122,6 @@ def make_pair(
     return target, drafter
 
 
-# --- timing -------------------------------------------------------------------------------------
-
-
-class GpuTimer:
-    """Captures work in a graph and times its replays between events."""
-
-    def capture(self, work: Callable[[], Any]) -> Callable[[], float]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = work()
-
-        def replay() -> float:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end) / 1e3
-
-        replay.kept = kept  # type: ignore[attr-defined]
-        return replay
-
-
-class HostTimer:
-    """Plays work: of use to try the script without a GPU, not to measure."""
-
-    def capture(self, work: Callable[[], Any]) -> Callable[[], float]:
-        def run() -> float:
-            start = perf_counter()
-            work()
-            return perf_counter() - start
-
-        return run
-
-
 # --- rounds -------------------------------------------------------------------------------------
 
 
@@ -213,7 +173,7 @@ def forwards_alone(run: GraphRun, envelope: int) -> Callable[[], Any]:
 
 
 def measure(
-    case: Case, pair: Any, timer: Any, prompt: list[int], repetitions: int
+    case: Case, pair: Any, place: str, prompt: list[int], repetitions: int
 ) -> dict[str, Any]:
     decoder = treespec.load(
         *pair,
@@ -239,18 +199,18 @@ def measure(
         row["tokens_per_round"] = emitted / (repetitions + 2)
         row["tokens_per_second"] = row["tokens_per_round"] / float(np.median(walls))
         if not case.in_parts:
-            row |= split(run, timer, repetitions, walls)
+            row |= split(run, place, repetitions, walls)
     return row
 
 
-def split(run: GraphRun, timer: Any, repetitions: int, walls: list[float]) -> dict[str, Any]:
+def split(run: GraphRun, place: str, repetitions: int, walls: list[float]) -> dict[str, Any]:
     """Seconds of a round on the device, of its forwards alone, and of the gap between rounds."""
     state = run._buffers.state
     # The rows that the last of these rounds looks at; they write on, which the host does not see.
     envelope = run._attention.envelope(state.target_kv.capacity, state.target_kv.capacity)
     works = {
-        "round": timer.capture(lambda: play(run._recipe, state, "round", envelope, run._verifier)),
-        "forwards": timer.capture(forwards_alone(run, envelope)),
+        "round": timed(lambda: play(run._recipe, state, "round", envelope, run._verifier), place),
+        "forwards": timed(forwards_alone(run, envelope), place),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repetition in range(repetitions + 2):
@@ -317,11 +277,10 @@ def main(arguments: list[str], place: str = "cuda") -> list[dict[str, Any]]:
     pair = make_pair(config, torch.float32 if place == "cpu" else torch.bfloat16, place)
     context = 16 if options.quick else options.context
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, context).tolist()
-    timer = GpuTimer() if place == "cuda" else HostTimer()
     plain = measure_generate(pair[0], prompt, 16 if options.quick else 128, place)
     results = []
     for case in CASES:
-        row = measure(case, pair, timer, prompt, repetitions)
+        row = measure(case, pair, place, prompt, repetitions)
         row |= {"generate_per_second": plain, "of_generate": row["tokens_per_second"] / plain}
         if place == "cuda":
             row["gpu"] = torch.cuda.get_device_name()
