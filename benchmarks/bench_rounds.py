@@ -160,11 +160,11 @@ def forwards_alone(run: GraphRun, envelope: int) -> Callable[[], Any]:
 
     @torch.inference_mode()
     def forwards() -> Any:
-        out = [drafter._catch_up(draft, envelope)]
+        out = [drafter.model.catch_up(draft, drafter.pending_mask(draft, envelope))]
         for width, num_slots in schedule(drafter.widths):
             slots = torch.arange(num_slots - width, num_slots, device=token.device)[None]
             mask = chain(width, num_slots - width)
-            out.append(drafter._runner.forward(draft.kv, token[:, :width], mask, slots))
+            out.append(drafter.model.grow(draft, token[:, :width], slots, slots - 1, mask))
         rows = token[:, : recipe.max_nodes]
         out.append(recipe.target.forward(state.target_kv, rows, chain(recipe.max_nodes, 0)))
         return out

@@ -509,7 +509,7 @@ def test_compiled_models_give_the_same_texts(caplog: Any) -> None:
     compiled = treespec.load(*models, **chosen, graph=True, compile=True)
     blocks = [
         *_blocks(compiled.graph._recipe.target),
-        *_blocks(compiled.graph._recipe.drafter._runner),
+        *_blocks(compiled.graph._recipe.drafter.model.runner),
     ]
     assert all("forward" in vars(block) for block in blocks) and len(blocks) == 2
     assert not any("forward" in vars(block) for block in decoder_blocks(models[0]))

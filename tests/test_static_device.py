@@ -94,7 +94,7 @@ def test_a_model_that_answers_nan_is_reported(broken: str, device_ops: Any) -> N
     device_ops()
     state = make_state(models, recipe, starts())
     before = state.prefix_length.clone()
-    runner = recipe.target if broken == "target" else recipe.drafter._runner
+    runner = recipe.target if broken == "target" else recipe.drafter.model.runner
     forward = runner.forward_with_states
 
     def answer_nan(*arguments: Any) -> Any:

@@ -20,8 +20,9 @@ from treespec.device import check_status
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.base import DraftSettings
 from treespec.growth import Recipe, RoundKey, grow_trees
+from treespec.static.causal_lm import StaticCausalLm
 from treespec.static.drafting import Drafted, DraftRecipe, DraftStep
-from treespec.static.levels import LevelDrafter, LevelState, schedule
+from treespec.static.levels import LevelDrafter, schedule
 from treespec.static.plan import plan_draft
 from treespec.static.split_attention import SplitAttention
 from treespec.stats import Clock
@@ -182,11 +183,12 @@ class Draft:
     """A static draft behind texts that the drafter knows in part."""
 
     def __init__(self, model: Any, recipe: DraftRecipe, texts: list[list[int]]) -> None:
-        self.drafter = LevelDrafter(AutoregressiveDrafter(model, VOCAB_SIZE), recipe)
+        own = StaticCausalLm(AutoregressiveDrafter(model, VOCAB_SIZE), recipe.attention)
+        self.drafter = LevelDrafter(own, recipe)
         batch, most = len(texts), self.drafter.max_depth + 1
         num_pending = [1, most, 2, 1, most - 1][:batch]
         known = [text[: len(text) - n] for text, n in zip(texts, num_pending, strict=True)]
-        self.state = LevelState(static_kv(model, known, CAPACITY), self.drafter.growth, most)
+        self.state = self.drafter.state_of(static_kv(model, known, CAPACITY))
         self.state.pending.fill_(63)  # the padding is a token
         for b, (text, count) in enumerate(zip(texts, num_pending, strict=True)):
             self.state.pending[b, :count] = torch.tensor(text[-count:])

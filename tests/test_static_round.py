@@ -24,10 +24,10 @@ from treespec import _core
 from treespec.builder_options import resolve_options
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.static import growth
+from treespec.static.drafters import make_static_drafter
 from treespec.static.drafting import DraftRecipe
 from treespec.static.flex_attention import block_mask
 from treespec.static.kv import StaticKv
-from treespec.static.levels import LevelDrafter, LevelState
 from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
@@ -60,7 +60,7 @@ def make_recipe(
     target, draft = models
     drafter = AutoregressiveDrafter(draft, VOCAB_SIZE)
     recipe = draft_recipe(build, attention)
-    static = LevelDrafter(drafter, recipe)
+    static = make_static_drafter(drafter, recipe)
     return RoundRecipe(
         StaticRunner(target, attention), static, recipe.node_budget, recipe.builder.proposal
     )
@@ -94,7 +94,7 @@ def make_state(models: tuple[Any, Any], recipe: RoundRecipe, begin: Any) -> Roun
 
 
 def make_round_state(target_kv: StaticKv, draft_kv: StaticKv, recipe: RoundRecipe) -> RoundState:
-    draft = LevelState(draft_kv, recipe.drafter.growth, recipe.max_tokens)
+    draft = recipe.drafter.state_of(draft_kv)
     return RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
 
 

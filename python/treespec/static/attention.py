@@ -60,7 +60,10 @@ class RowMask:
     @property
     def slot_rows(self) -> torch.Tensor:
         """``[B, T]`` int64: KV rows of the slots."""
-        slots = torch.arange(self.num_slots, device=self.prefix.device)
+        return self.rows_of(torch.arange(self.num_slots, device=self.prefix.device))
+
+    def rows_of(self, slots: torch.Tensor) -> torch.Tensor:
+        """``[B, R]`` int64: KV rows of given slots, ``[B, R]`` or the same ``[R]`` for all."""
         return self.prefix.long().unsqueeze(1) + slots
 
 

@@ -12,6 +12,7 @@ from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.dflash import DFlashDrafter
 from treespec.drafts.medusa import MedusaDrafter
 from treespec.static.block import StaticBlockDrafter
+from treespec.static.causal_lm import StaticCausalLm
 from treespec.static.drafting import DraftRecipe, StaticDrafter
 from treespec.static.heads import StaticHeads
 from treespec.static.levels import LevelDrafter
@@ -23,6 +24,10 @@ class _Kind(NamedTuple):
     make: Callable[[Any, DraftRecipe], StaticDrafter]
 
 
+def _causal_lm(drafter: AutoregressiveDrafter, recipe: DraftRecipe) -> StaticDrafter:
+    return LevelDrafter(StaticCausalLm(drafter, recipe.attention, recipe.compiled), recipe)
+
+
 def _block(drafter: DFlashDrafter, recipe: DraftRecipe) -> StaticDrafter:
     return TableDrafter(StaticBlockDrafter(drafter, recipe.settings, recipe.attention), recipe)
 
@@ -32,7 +37,7 @@ def _heads(drafter: MedusaDrafter, recipe: DraftRecipe) -> StaticDrafter:
 
 
 _KINDS: dict[type, _Kind] = {
-    AutoregressiveDrafter: _Kind(lambda drafter: drafter.model, LevelDrafter),
+    AutoregressiveDrafter: _Kind(lambda drafter: drafter.model, _causal_lm),
     DFlashDrafter: _Kind(lambda drafter: drafter.model, _block),
     MedusaDrafter: _Kind(lambda drafter: drafter.heads, _heads),
 }

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A causal language model as the drafter of static rounds: one forward per call of the builder.
+"""Drafters of static rounds that are called level by level: one forward per call of the builder.
 
 Every node that is expanded takes a slot, the KV row behind the root that its number of hand-over
-says, so that a call needs no list of what earlier ones have computed.
+says, so that a call needs no list of what earlier ones have computed. What a row is computed from
+is the model's (`treespec.static.causal_lm`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from treespec.drafts.autoregressive import AutoregressiveDrafter, AutoregressiveSession
 from treespec.static.attention import RowMask
 from treespec.static.drafting import Drafted, DraftRecipe, DraftStep, Observed
 from treespec.static.growth import GrowthRecipe, GrowthState
 from treespec.static.kv import StaticKv
 from treespec.static.ops import encode_options
 from treespec.static.plan import plan_draft
-from treespec.static.runner import StaticRunner
 from treespec.targets.base import Needs
 
 OPS = torch.ops.treespec
@@ -36,10 +35,13 @@ class LevelState:
     ----------
     kv
         Keys and values.
+    states
+        What the model keeps beside them (`LevelModel.make_states`).
     length
         ``[B]`` int32, committed rows of it.
     pending, num_pending
-        ``[B, C]``, ``[B]`` int32: committed tokens without rows, the root last, then anything.
+        ``[B, C]``, ``[B]`` int32: committed tokens without rows, the root last, then anything. 0
+        before the first round, if the model knows its root (`LevelModel.load`).
     growth
         The trees.
     bits, slot_depth
@@ -47,13 +49,20 @@ class LevelState:
         depth. The last slot is for rows of nobody.
     """
 
-    def __init__(self, kv: StaticKv, recipe: GrowthRecipe, max_tokens: int) -> None:
+    def __init__(
+        self,
+        kv: StaticKv,
+        states: tuple[torch.Tensor, ...],
+        recipe: GrowthRecipe,
+        max_tokens: int,
+    ) -> None:
         device, batch, slots = kv.buffers[0].device, kv.batch, recipe.max_rows
 
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         self.kv = kv
+        self.states: Any = states
         self.length, self.num_pending = zeros(batch), zeros(batch)
         self.pending = zeros(batch, max_tokens)
         self.growth = GrowthState.empty(recipe, batch, device)
@@ -65,29 +74,112 @@ class LevelState:
         return self.growth.num_waiting
 
     def tensors(self) -> list[torch.Tensor]:
-        """What one step of a draft leaves for the next."""
+        """What one step of a draft leaves for the next, but for what is written before it is read:
+        rows of nodes, and their states.
+        """
         return [*self.growth.tensors, self.bits, self.slot_depth]
 
 
+class LevelModel(Protocol):
+    """Computes the rows of committed tokens and of nodes, over the keys and values of a state.
+
+    Attributes
+    ----------
+    needs
+        The target's states that `observe` must be given.
+    device
+        Where its weights are.
+    """
+
+    needs: Needs
+    device: torch.device
+
+    def prepare(self, sessions: Sequence[Any]) -> None:
+        """See `StaticDrafter`."""
+        ...
+
+    def make_states(self, batch: int, max_tokens: int, max_rows: int) -> tuple[torch.Tensor, ...]:
+        """Buffers for what it keeps of B sequences beside keys and values.
+
+        Parameters
+        ----------
+        max_tokens, max_rows
+            Most tokens that a round commits, and `StaticDrafter.max_rows`.
+        """
+        ...
+
+    def load(self, state: LevelState, place: int, session: Any) -> list[int]:
+        """Take over what a prepared session knows beside keys and values.
+
+        Returns
+        -------
+        list
+            The last tokens with rows in the session, to be computed again by `catch_up`.
+        """
+        ...
+
+    def catch_up(self, state: LevelState, mask: RowMask) -> torch.Tensor:
+        """Compute the pending tokens, row i in slot i.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits ``[B, 1, V_draft]`` after the root.
+        """
+        ...
+
+    def grow(
+        self,
+        state: LevelState,
+        token: torch.Tensor,
+        slot: torch.Tensor,
+        parent: torch.Tensor,
+        mask: RowMask,
+    ) -> torch.Tensor:
+        """Compute nodes.
+
+        Parameters
+        ----------
+        token
+            ``[B, W]`` int32.
+        slot, parent
+            ``[B, W]`` int64: their slots, and those of their parents; the root has -1. Rows of
+            nobody have slots of nobody, and any parent.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits ``[B, W, V_draft]`` after them.
+        """
+        ...
+
+    def observe(self, state: LevelState, step: DraftStep, observed: Observed) -> None:
+        """Keep what `catch_up` will need beside the tokens, for active sequences."""
+        ...
+
+    def target_ids(self, token: torch.Tensor) -> torch.Tensor:
+        """The target's ids of its own, any shape, in the same dtype."""
+        ...
+
+
 class LevelDrafter:
-    """Drafts with a causal language model that has the target's token ids.
+    """Drafts with a model that is called as the builder wants nodes scored.
 
     Parameters
     ----------
-    drafter
-        The step-by-step drafter, whose model it is.
+    model
+        Computes the rows.
     recipe
         What every draft is made for.
 
     Raises
     ------
     NotImplementedError
-        See `plan_draft` and `StaticRunner`.
+        See `plan_draft`.
     """
 
-    needs = Needs()
-
-    def __init__(self, drafter: AutoregressiveDrafter, recipe: DraftRecipe) -> None:
+    def __init__(self, model: LevelModel, recipe: DraftRecipe) -> None:
+        self.model, self.needs = model, model.needs
         plan = plan_draft(recipe.builder, recipe.options, recipe.node_budget)
         self.max_depth, self.widths, self.max_rows = plan.max_depth, plan.widths, plan.max_rows
         self.spare_rows = max(plan.max_rows, plan.max_depth + 1)
@@ -103,28 +195,32 @@ class LevelDrafter:
             recipe.vocab_size,
             plan.max_rows,
         )
-        device = next(drafter.model.parameters()).device
-        self._drafter = drafter
-        self._runner = StaticRunner(drafter.model, recipe.attention, compiled=recipe.compiled)
-        self._catch_up_bits = _on(device, np.bitwise_or.accumulate(_own_bits(self.max_depth + 1)))
-        self._own_bits = _on(device, _own_bits(self.max_rows))
+        bits = np.bitwise_or.accumulate(_own_bits(self.max_depth + 1))
+        self._catch_up_bits = _on(model.device, bits)
+        self._own_bits = _on(model.device, _own_bits(self.max_rows))
 
-    def prepare(self, sessions: Sequence[AutoregressiveSession]) -> None:
+    def prepare(self, sessions: Sequence[Any]) -> None:
         """See `StaticDrafter`: the prompts are computed here."""
-        self._drafter.catch_up(sessions)
+        self.model.prepare(sessions)
 
-    def make_state(self, sessions: Sequence[AutoregressiveSession], capacity: int) -> LevelState:
+    def make_state(self, sessions: Sequence[Any], capacity: int) -> LevelState:
         """See `StaticDrafter`."""
-        kv = StaticKv(sessions[0].sequence, len(sessions), capacity)
-        return LevelState(kv, self.growth, self.max_depth + 1)
+        return self.state_of(StaticKv(sessions[0].sequence, len(sessions), capacity))
 
-    def load(self, state: LevelState, sessions: Sequence[AutoregressiveSession]) -> None:
-        """See `StaticDrafter`; roots are computed again."""
+    def state_of(self, kv: StaticKv) -> LevelState:
+        """The state of the sequences that these keys and values are for."""
+        max_tokens = self.max_depth + 1
+        states = self.model.make_states(kv.batch, max_tokens, self.max_rows)
+        return LevelState(kv, states, self.growth, max_tokens)
+
+    def load(self, state: LevelState, sessions: Sequence[Any]) -> None:
+        """See `StaticDrafter`."""
         for place, session in enumerate(sessions):
             state.kv.load(place, session.sequence)
-            state.pending[place, 0] = session.tokens[-1]
-            state.length[place] = len(session.tokens) - 1
-            state.num_pending[place] = 1
+            again = self.model.load(state, place, session)
+            state.pending[place, : len(again)] = torch.tensor(again, dtype=torch.int32)
+            state.length[place] = session.sequence.length - len(again)
+            state.num_pending[place] = len(again)
 
     def begin(self, state: LevelState, step: DraftStep) -> None:
         """Compute the tokens since the last round, and the root's candidates.
@@ -132,10 +228,9 @@ class LevelDrafter:
         Rows up to ``length + num_pending`` are those of committed tokens afterwards; a draft that
         is repeated writes the same.
         """
-        logits = self._catch_up(state, step.envelope)
-        last = (state.num_pending.long() - 1)[:, None, None].expand(-1, 1, logits.shape[-1])
+        logits = self.model.catch_up(state, self.pending_mask(state, step.envelope))
         self._call(OPS.begin_growth, state, step)
-        token, logprob = self._rank(step, logits.gather(1, last))
+        token, logprob = self._rank(step, logits)
         # Nobody waits for the trees of sequences that are not active: they end with the root.
         nothing = (step.active == 0)[:, None, None]
         self._supply(state, step, token, logprob.masked_fill(nothing, -torch.inf))
@@ -157,7 +252,7 @@ class LevelDrafter:
             prefix[:, None] - 1 + state.slot_depth[:, : num_slots + 1],
             step.envelope,
         )
-        logits = self._runner.forward(state.kv, growth.token[:, :width], mask, slot)
+        logits = self.model.grow(state, growth.token[:, :width], slot, parent, mask)
         self._supply(state, step, *self._rank(step, logits))
 
     def finish(self, state: LevelState, step: DraftStep) -> Drafted:
@@ -172,15 +267,15 @@ class LevelDrafter:
         state.length.add_(state.num_pending * step.active)
         state.pending.copy_(torch.where(active[:, None], observed.tokens, state.pending))
         state.num_pending.copy_(torch.where(active, observed.count, state.num_pending))
+        self.model.observe(state, step, observed)
 
-    def _catch_up(self, state: LevelState, envelope: int) -> torch.Tensor:
-        """Logits ``[B, C, V_draft]`` after each of the pending tokens."""
+    def pending_mask(self, state: LevelState, envelope: int) -> RowMask:
+        """Of the pending tokens, each of which sees those before it."""
         length, count = state.length, state.pending.shape[1]
         steps = torch.arange(count, dtype=torch.int32, device=length.device)
         positions = length[:, None] + steps
         bits = self._catch_up_bits.expand(len(length), -1, -1)
-        mask = RowMask(length, bits, positions, positions, envelope)
-        return self._runner.forward(state.kv, state.pending, mask)
+        return RowMask(length, bits, positions, positions, envelope)
 
     def _lineage(self, state: LevelState, slot: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
         """``[B, W, words]``: slots that rows see, kept for their children."""
@@ -200,6 +295,7 @@ class LevelDrafter:
             self.temperature,
             step.status,
         )
+        token = self.model.target_ids(token)
         return token, drawn_law(logprob, step.params, self.tempered) if self.drawn else logprob
 
     def _supply(
@@ -216,6 +312,12 @@ class LevelDrafter:
     def _report(beyond: torch.Tensor, step: DraftStep) -> None:
         """Nodes that no slot is there for."""
         step.status.bitwise_or_(beyond.any(1).int() * _OUT_OF_BOUNDS)
+
+
+def last_row(rows: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """``[B, 1, X]``: row ``count - 1`` of ``[B, C, X]``; any row for a `count` ``[B]`` of 0."""
+    place = (count.long() - 1).clamp(min=0)[:, None, None]
+    return rows.gather(1, place.expand(-1, 1, rows.shape[2]))
 
 
 def schedule(widths: Sequence[int]) -> list[tuple[int, int]]:

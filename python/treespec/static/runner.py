@@ -144,7 +144,7 @@ class StaticRunner:
         positions = mask.positions.long()
         if self._last_position is not None:
             positions = positions.clamp(max=self._last_position)
-        rows = mask.slot_rows if slots is None else mask.prefix.long()[:, None] + slots
+        rows = mask.slot_rows if slots is None else mask.rows_of(slots)
         with (
             static_context(self.attention, mask),
             self._tap.capture(self.needs) as capture,
