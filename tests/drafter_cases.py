@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ from node_batches import batch, tokens
 import treespec
 from treespec.decoder import SpeculativeDecoder
 from treespec.drafts.base import DraftSettings
+from treespec.drafts.eagle3 import Eagle3Drafter
 from treespec.targets.base import Needs, TargetStates
+from treespec.targets.hf import HfTarget
 from treespec.training.base import Batch
+from treespec.training.eagle3 import Eagle3Trainee
 
 PROMPT = tokens(7, 5)
 # Builders of all kinds with options under which they draft deep trees.
@@ -53,16 +57,21 @@ def started(
 
 def text_batch(target: Any, needs: Needs, count: int = 4, length: int = 24) -> Batch:
     """Texts that the target has written after prompts of 4 tokens, greedily."""
+    return continued(target, needs, [tokens(4, 60 + i).tolist() for i in range(count)], length)
+
+
+def continued(target: Any, needs: Needs, prompts: list[list[int]], length: int) -> Batch:
+    """Texts of one length that the target has written after prompts, greedily."""
     results = SpeculativeDecoder(target, None).generate(
-        [tokens(4, 60 + i).tolist() for i in range(count)],
-        max_new_tokens=length - 4,
-        ignore_eos=True,
+        prompts, max_new_tokens=length - min(map(len, prompts)), ignore_eos=True
     )
-    texts = [[*tokens(4, 60 + i).tolist(), *r.token_ids] for i, r in enumerate(results)]
+    pairs = zip(prompts, results, strict=True)
+    texts = [[*prompt, *result.token_ids][:length] for prompt, result in pairs]
     every = Needs(needs.layers, last_hidden=True)
     states = [states_of(target, np.array(text, np.int32), every) for text in texts]
-    own = torch.ones(count, length, dtype=torch.bool)
-    own[:, :4] = False
+    own = torch.ones(len(texts), length, dtype=torch.bool)
+    for row, prompt in zip(own, prompts, strict=True):
+        row[: len(prompt)] = False
     features = torch.stack([s.features for s in states]).clone() if needs.layers else None
     hidden = torch.stack([s.last_hidden for s in states]).clone()
     return Batch(torch.tensor(texts), own, features, hidden)
@@ -79,6 +88,22 @@ def fit(trainee: Any, data: Batch, steps: int, learning_rate: float = 3e-3) -> l
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+# What static rounds are tested on goes on from these.
+STATIC_PROMPTS = [(9, 1), (20, 2), (3, 3), (21, 21), (9, 9)]
+
+
+@functools.cache
+def fitted_eagle3(model: Any) -> Eagle3Drafter:
+    """A drafter that has learnt greedy texts by heart; it cannot say every fourth token."""
+    torch.manual_seed(0)
+    own, ids = HfTarget(model), torch.arange(model.config.vocab_size)
+    trainee = Eagle3Trainee(own, num_steps=3, draft_vocab=ids[ids % 4 > 0])
+    trainee.module.to(model.dtype)
+    prompts = [tokens(*prompt).tolist() for prompt in STATIC_PROMPTS]
+    fit(trainee, continued(own, trainee.needs, prompts, 40), 60, 1e-2)
+    return trainee.drafter()
 
 
 def drafted(drafter: Any, target: Any, committed: npt.NDArray[np.int32] = PROMPT) -> list[Any]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import draft_model, target_model
+from decoder_models import target_model
 from device_backends import ORDERS, use_backend
 from test_static_round import (
     BUILDS,
     BY_THE_DATA,
     CAPACITY,
+    DRAFTS,
     DRAWN,
     GREEDY,
     SAMPLED,
@@ -58,8 +59,9 @@ def device_ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return use
 
 
-def float32_models() -> tuple[Any, Any]:
-    return target_model("llama", torch.float32), draft_model("llama", torch.float32)
+def float32_models(draft: str = "language model") -> tuple[Any, Any]:
+    target = target_model("llama", torch.float32)
+    return target, DRAFTS[draft](target)
 
 
 def play(state: RoundState, recipe: Any, verifier: str, rounds: int = 4) -> list[torch.Tensor]:
@@ -71,10 +73,13 @@ def play(state: RoundState, recipe: Any, verifier: str, rounds: int = 4) -> list
     return [*seen, *(buffer.clone() for buffer in state.target_kv.buffers)]
 
 
+@pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("build", BUILDS + DRAWN + BY_THE_DATA, ids=str)
-def test_rounds_have_the_bits_of_the_core(build: Any, law: str, device_ops: Any) -> None:
-    models = float32_models()
+def test_rounds_have_the_bits_of_the_core(
+    build: Any, law: str, draft: str, device_ops: Any
+) -> None:
+    models = float32_models(draft)
     recipe = make_recipe(models, build, SplitAttention())
     verifier = _core.auto_verifier(recipe.proposal, law == "greedy")
     begin = starts(LAWS[law])

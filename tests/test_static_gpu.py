@@ -187,5 +187,14 @@ def test_captured_texts_of_drafters_of_one_pass_too(kind: str, temperature: floa
 
 
 @needs_device_functions
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_captured_texts_of_eagle3_too(build: Any, temperature: float) -> None:
+    check_texts(loaded(TINY_DRAFTERS["tiny eagle3"], build), temperature)
+
+
+@needs_device_functions
 def test_compiled_models_are_captured() -> None:
-    check_texts(loaded(language_model, ("chain", {"max_depth": 2}), compile=True), 0.0, 40)
+    build = ("chain", {"max_depth": 2})
+    check_texts(loaded(language_model, build, compile=True), 0.0, 40)
+    check_texts(loaded(TINY_DRAFTERS["tiny eagle3"], build, compile=True), 0.0, 40)

@@ -179,6 +179,21 @@ def grown_trees(
     return grow_trees(recipes, sources, KEYS[: len(texts)], roots, Clock())
 
 
+def draft_step(texts: Any, envelope: int) -> DraftStep:
+    """What a greedy draft behind texts reads, the roots last."""
+    keys = [[k.seed - 2**64, k.sequence_id + (k.position << 32)] for k in KEYS[: len(texts)]]
+    ones = torch.ones(len(texts), dtype=torch.int32)
+    return DraftStep(
+        torch.tensor([int(text[-1]) for text in texts], dtype=torch.int32),
+        torch.tensor([len(text) - 1 for text in texts], dtype=torch.int32),
+        ones,
+        torch.tensor(keys),
+        torch.tensor([[0.0, 0, 1, 0, 1, 0, 0]] * len(texts)).double(),
+        envelope,
+        0 * ones,
+    )
+
+
 class Draft:
     """A static draft behind texts that the drafter knows in part."""
 
@@ -193,28 +208,22 @@ class Draft:
         for b, (text, count) in enumerate(zip(texts, num_pending, strict=True)):
             self.state.pending[b, :count] = torch.tensor(text[-count:])
             self.state.length[b], self.state.num_pending[b] = len(text) - count, count
-        keys = [[k.seed - 2**64, k.sequence_id + (k.position << 32)] for k in KEYS[:batch]]
-        ones = torch.ones(batch, dtype=torch.int32)
-        self.step = DraftStep(
-            torch.tensor([text[-1] for text in texts], dtype=torch.int32),
-            torch.tensor([len(text) - 1 for text in texts], dtype=torch.int32),
-            ones,
-            torch.tensor(keys),
-            torch.tensor([[0.0, 0, 1, 0, 1, 0, 0]] * batch).double(),
-            CAPACITY,
-            0 * ones,
-        )
+        self.step = draft_step(texts, CAPACITY)
 
-    @torch.inference_mode()
     def play(self) -> Drafted:
-        drafter, state, step = self.drafter, self.state, self.step
-        drafter.begin(state, step)
-        for width, num_slots in schedule(drafter.widths or (1,)):
-            drafter.grow(state, step, width, num_slots)
-        while widest := int(state.waiting.max()):
-            assert drafter.widths is None
-            drafter.grow(state, step, widest, drafter.max_rows - 1)
-        return drafter.finish(state, step)
+        return played(self.drafter, self.state, self.step)
+
+
+@torch.inference_mode()
+def played(drafter: Any, state: Any, step: DraftStep) -> Drafted:
+    """A whole draft, in as many calls as it takes."""
+    drafter.begin(state, step)
+    for width, num_slots in schedule(drafter.widths or (1,)):
+        drafter.grow(state, step, width, num_slots)
+    while widest := int(state.waiting.max()):
+        assert drafter.widths is None
+        drafter.grow(state, step, widest, drafter.max_rows - 1)
+    return drafter.finish(state, step)
 
 
 TEXTS = [tokens(n, n).tolist() for n in (2, 30, 11, 7, 19)]

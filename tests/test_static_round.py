@@ -8,13 +8,16 @@ read, a shape that depends on data, or an operand on the wrong device is an erro
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from decoder_models import draft_model, target_model
+from drafter_cases import fitted_eagle3, started
 from static_models import row_mask, static_kv
+from tiny_drafters import tiny_eagle3
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
 from tiny_trees import tokens, tree_rows
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -23,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from treespec import _core
 from treespec.builder_options import resolve_options
 from treespec.drafts.autoregressive import AutoregressiveDrafter
+from treespec.drafts.eagle3 import Eagle3Drafter
 from treespec.static import growth
 from treespec.static.drafters import make_static_drafter
 from treespec.static.drafting import DraftRecipe
@@ -31,6 +35,7 @@ from treespec.static.kv import StaticKv
 from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
+from treespec.targets.hf import HfTarget
 
 BUILDS = [
     ("chain", {"max_depth": 3}, 3),
@@ -57,13 +62,19 @@ GREEDY, SAMPLED = (0.0, 0, 1, 0, 1, 0, 0), (0.8, 20, 0.9, 0, 1.2, 0.1, 0)
 def make_recipe(
     models: tuple[Any, Any], build: tuple[str, Any, int], attention: Any
 ) -> RoundRecipe:
+    """A target, and what drafts for it: a language model or a drafter on its states."""
     target, draft = models
-    drafter = AutoregressiveDrafter(draft, VOCAB_SIZE)
     recipe = draft_recipe(build, attention)
-    static = make_static_drafter(drafter, recipe)
-    return RoundRecipe(
-        StaticRunner(target, attention), static, recipe.node_budget, recipe.builder.proposal
-    )
+    static = make_static_drafter(drafter_of(draft), recipe)
+    runner = StaticRunner(target, attention, static.needs)
+    return RoundRecipe(runner, static, recipe.node_budget, recipe.builder.proposal)
+
+
+def drafter_of(draft: Any) -> Any:
+    """Step by step."""
+    if isinstance(draft, Eagle3Drafter):
+        return draft
+    return AutoregressiveDrafter(draft, VOCAB_SIZE)
 
 
 def draft_recipe(build: tuple[str, Any, int], attention: Any, temperature: Any = None) -> Any:
@@ -81,21 +92,16 @@ def starts(params: tuple[float, ...] = GREEDY) -> list[SequenceStart]:
 
 
 def make_state(models: tuple[Any, Any], recipe: RoundRecipe, begin: Any) -> RoundState:
-    texts = [list(start.tokens[:-1]) for start in begin]
-    target_kv, draft_kv = (static_kv(model, texts, CAPACITY) for model in models)
-    state = make_round_state(target_kv, draft_kv, recipe)
-    for place, start in enumerate(begin):
-        state.draft.pending[place, 0] = int(start.tokens[-1])
-        state.draft.length[place] = len(start.tokens) - 1
-    state.draft.num_pending.fill_(1)
+    target, drafter = HfTarget(models[0]), drafter_of(models[1])
+    sessions = [started(drafter, target, start.tokens) for start in begin]
+    recipe.drafter.prepare(sessions)
+    target_kv = static_kv(models[0], [list(start.tokens[:-1]) for start in begin], CAPACITY)
+    draft = recipe.drafter.make_state(sessions, CAPACITY)
+    state = RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
+    recipe.drafter.load(draft, sessions)
     state.start(begin)
     state.set_active([True] * len(begin))
     return state
-
-
-def make_round_state(target_kv: StaticKv, draft_kv: StaticKv, recipe: RoundRecipe) -> RoundState:
-    draft = recipe.drafter.state_of(draft_kv)
-    return RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
 
 
 def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: int) -> None:
@@ -109,8 +115,16 @@ def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: 
     play(recipe, state, "finish", envelope, verifier)
 
 
-def cpu_models(name: str = "llama") -> tuple[Any, Any]:
-    return target_model(name), draft_model(name)
+DRAFTS: dict[str, Callable[[Any], Any]] = {
+    "language model": lambda target: draft_model("llama", target.dtype),
+    "eagle3": fitted_eagle3,
+}
+
+
+@pytest.fixture(params=DRAFTS)
+def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    target = target_model("llama")
+    return target, DRAFTS[request.param](target)
 
 
 class NoHostReads(TorchDispatchMode):
@@ -147,13 +161,13 @@ def play_guarded(models: tuple[Any, Any], build: Any) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS + DRAWN, ids=lambda build: build[0])
-def test_no_step_reads_on_the_host(build: Any) -> None:
-    play_guarded(cpu_models(), build)
+def test_no_step_reads_on_the_host(build: Any, models: Any) -> None:
+    play_guarded(models, build)
 
 
-def test_parts_read_nothing_on_the_host_either() -> None:
-    recipe = make_recipe(cpu_models(), ("dyspec", {}, 6), SplitAttention())
-    state = make_state(cpu_models(), recipe, starts(SAMPLED))
+def test_parts_read_nothing_on_the_host_either(models: Any) -> None:
+    recipe = make_recipe(models, ("dyspec", {}, 6), SplitAttention())
+    state = make_state(models, recipe, starts(SAMPLED))
     with NoHostReads():
         play(recipe, state, "begin", CAPACITY)
         play(recipe, state, "grow", CAPACITY, 2, recipe.drafter.max_rows - 1)
@@ -190,27 +204,42 @@ def move_to_fake_device(model: Any) -> None:
                     tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def fake_kv(model: Any, batch: int) -> StaticKv:
+def move_drafter_to_fake_device(drafter: Eagle3Drafter) -> None:
+    """All but the embedding, which is the target's, and the table of ids, which stays."""
+    move_to_fake_device(drafter.model)
+    table = drafter.vocabulary._target_ids
+    assert table is not None
+    drafter.vocabulary._target_ids = torch.empty(table.shape, dtype=table.dtype)
+
+
+def fake_kv(config: Any, batch: int) -> StaticKv:
     """Buffers as for prefilled sequences, on the fake device."""
 
     class Example:
         def committed_rows(self) -> Any:
-            config = model.config
             states = torch.zeros(config.num_key_value_heads, 4, 8, device="meta")
             return [(states, states)] * config.num_hidden_layers
 
     return StaticKv(Example(), batch, CAPACITY)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0])
-def test_the_round_stays_on_its_device(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_round_stays_on_its_device(
+    build: Any, draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(growth, "kernel_bytes", lambda *_: 64)  # needs a build with device code
-    models = (tiny_model("llama"), tiny_model("llama"))
+    target = tiny_model("llama")
+    drafting = tiny_eagle3(target) if draft == "eagle3" else tiny_model("llama")
     with FakeTensorMode():
-        for model in models:
-            move_to_fake_device(model)
-        recipe = make_recipe(models, build, SplitAttention())
-        state = make_round_state(*(fake_kv(model, 2) for model in models), recipe)
+        move_to_fake_device(target)
+        move = move_drafter_to_fake_device if draft == "eagle3" else move_to_fake_device
+        move(drafting)
+        recipe = make_recipe((target, drafting), build, SplitAttention())
+        shape = drafting.model.config.shape if draft == "eagle3" else drafting.config
+        kv, draft_kv = (fake_kv(config, 2) for config in (target.config, shape))
+        own = recipe.drafter.state_of(draft_kv)
+        state = RoundState(kv, own, recipe.max_tokens, recipe.max_nodes)
         with NoHostReads():
             play_round(recipe, state, "greedy", CAPACITY)
             play_round(recipe, state, "target_only", CAPACITY)
@@ -219,8 +248,7 @@ def test_the_round_stays_on_its_device(build: Any, monkeypatch: pytest.MonkeyPat
             state.results[0, 0].item()
 
 
-def test_rounds_allocate_nothing_that_stays() -> None:
-    models = cpu_models()
+def test_rounds_allocate_nothing_that_stays(models: Any) -> None:
     recipe = make_recipe(models, BUILDS[4], SplitAttention())
     state = make_state(models, recipe, starts())
 
@@ -235,7 +263,8 @@ def test_rounds_allocate_nothing_that_stays() -> None:
             for value in vars(part).values()
             if isinstance(value, torch.Tensor)
         ]
-        tensors += [*state.target_kv.buffers, *state.draft.kv.buffers, *state.draft.tensors()]
+        draft = state.draft
+        tensors += [*state.target_kv.buffers, *draft.kv.buffers, *draft.states, *draft.tensors()]
         return [tensor.data_ptr() for tensor in tensors]
 
     play_round(recipe, state, "greedy", CAPACITY)
@@ -257,6 +286,8 @@ def observed(state: RoundState) -> dict[str, torch.Tensor]:
             seen[f"target {i} {b}"] = buffer[b, :, :length].clone()
         for i, buffer in enumerate(draft.kv.buffers):
             seen[f"draft {i} {b}"] = buffer[b, :, : int(draft.length[b])].clone()
+        if draft.states:
+            seen[f"states {b}"] = draft.states.pending[b].clone()
     return seen
 
 
@@ -265,8 +296,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("build", BUILDS + DRAWN + BY_THE_DATA, ids=str)
-def test_a_paused_round_leaves_no_trace(build: Any) -> None:
-    models = cpu_models()
+def test_a_paused_round_leaves_no_trace(build: Any, models: Any) -> None:
     recipe = make_recipe(models, build, SplitAttention())
     state, fresh = (make_state(models, recipe, starts()) for _ in range(2))
     for _ in range(3):
@@ -285,9 +315,10 @@ WIDENING = ("eagle2", {"width_ratio": 0.5, "width": 4}, 20)
 
 
 @pytest.mark.parametrize("build", [*BY_THE_DATA, WIDENING], ids=str)
-def test_a_part_that_is_played_in_a_pause_leaves_the_others_as_they_were(build: Any) -> None:
+def test_a_part_that_is_played_in_a_pause_leaves_the_others_as_they_were(
+    build: Any, models: Any
+) -> None:
     """So does warming up, which plays a part more often than the round has it."""
-    models = cpu_models()
     recipe = make_recipe(models, build, SplitAttention())
     state, fresh = (make_state(models, recipe, starts(SAMPLED)) for _ in range(2))
     verifier, most = _core.auto_verifier(recipe.proposal, False), recipe.drafter.max_rows - 1
@@ -307,8 +338,7 @@ def test_a_part_that_is_played_in_a_pause_leaves_the_others_as_they_were(build: 
         assert same(observed(fresh), observed(state))
 
 
-def test_a_sequence_that_is_not_active_stays_as_it_is_and_disturbs_nobody() -> None:
-    models = cpu_models()
+def test_a_sequence_that_is_not_active_stays_as_it_is_and_disturbs_nobody(models: Any) -> None:
     recipe = make_recipe(models, BUILDS[3], SplitAttention())
     state, fresh = (make_state(models, recipe, starts()) for _ in range(2))
     state.set_active([False, True])
@@ -325,7 +355,7 @@ def test_a_sequence_that_is_not_active_stays_as_it_is_and_disturbs_nobody() -> N
 
 
 def test_results_say_what_was_emitted() -> None:
-    models = cpu_models()
+    models = target_model("llama"), draft_model("llama")
     recipe = make_recipe(models, BUILDS[4], SplitAttention())
     state = make_state(models, recipe, starts())
     accepted = 0

@@ -86,8 +86,8 @@ class SpeculativeDecoder:
         ``"auto"`` does so on GPUs for models and builders that allow it. Off by default, until a
         GPU has run it.
     compile
-        With `graph`: let torch.compile fuse what lies between the attentions of language models;
-        the first rounds of every shape then take long.
+        With `graph`: let torch.compile fuse what lies between the attentions of language models
+        and of EAGLE-3; the first rounds of every shape then take long.
     selector
         With ``builder="delayed"``: a `Selector`, or the file of one, that chooses (K, L1, L2) for
         every round (docs/selector.md). `node_budget` and `max_depth` then bound its choice; the

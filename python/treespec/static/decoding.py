@@ -308,7 +308,7 @@ def _common_device(target: Any, drafter: Any) -> torch.device:
     if not isinstance(target, HfTarget) or weights is None:
         raise NotImplementedError(
             "graph: target must be a Hugging Face model with keys and values, and drafter such a "
-            "model, or one of the kinds dflash, treeflash, pairwise and medusa; got "
+            "model, or one of the kinds dflash, treeflash, pairwise, medusa and eagle3; got "
             f"{type(target).__name__} and {type(drafter).__name__}"
         )
     models = (target.model, weights)

@@ -10,10 +10,12 @@ import torch
 
 from treespec.drafts.autoregressive import AutoregressiveDrafter
 from treespec.drafts.dflash import DFlashDrafter
+from treespec.drafts.eagle3 import Eagle3Drafter
 from treespec.drafts.medusa import MedusaDrafter
 from treespec.static.block import StaticBlockDrafter
 from treespec.static.causal_lm import StaticCausalLm
 from treespec.static.drafting import DraftRecipe, StaticDrafter
+from treespec.static.eagle3 import StaticEagle3
 from treespec.static.heads import StaticHeads
 from treespec.static.levels import LevelDrafter
 from treespec.static.tables import TableDrafter
@@ -28,6 +30,10 @@ def _causal_lm(drafter: AutoregressiveDrafter, recipe: DraftRecipe) -> StaticDra
     return LevelDrafter(StaticCausalLm(drafter, recipe.attention, recipe.compiled), recipe)
 
 
+def _eagle3(drafter: Eagle3Drafter, recipe: DraftRecipe) -> StaticDrafter:
+    return LevelDrafter(StaticEagle3(drafter, recipe.attention, recipe.compiled), recipe)
+
+
 def _block(drafter: DFlashDrafter, recipe: DraftRecipe) -> StaticDrafter:
     return TableDrafter(StaticBlockDrafter(drafter, recipe.settings, recipe.attention), recipe)
 
@@ -38,6 +44,7 @@ def _heads(drafter: MedusaDrafter, recipe: DraftRecipe) -> StaticDrafter:
 
 _KINDS: dict[type, _Kind] = {
     AutoregressiveDrafter: _Kind(lambda drafter: drafter.model, _causal_lm),
+    Eagle3Drafter: _Kind(lambda drafter: drafter.model, _eagle3),
     DFlashDrafter: _Kind(lambda drafter: drafter.model, _block),
     MedusaDrafter: _Kind(lambda drafter: drafter.heads, _heads),
 }

@@ -34,7 +34,7 @@ class DraftRecipe:
     attention
         How to attend.
     compiled
-        Whether the blocks of language models go through torch.compile.
+        Whether the layers of drafters that are called level by level go through torch.compile.
     """
 
     builder: _core.TreeBuilder

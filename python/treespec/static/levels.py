@@ -3,7 +3,7 @@
 
 Every node that is expanded takes a slot, the KV row behind the root that its number of hand-over
 says, so that a call needs no list of what earlier ones have computed. What a row is computed from
-is the model's (`treespec.static.causal_lm`).
+is the model's (`treespec.static.causal_lm`, `treespec.static.eagle3`).
 """
 
 from __future__ import annotations
