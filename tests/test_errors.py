@@ -96,6 +96,16 @@ ROWS = {
         ValueError,
         r"TokenTree: token: must be 32-bit integers, got 0 to 4294967297",
     ),
+    "too few scores": (
+        lambda: chain(path_logprob=np.zeros(1, np.float32)),
+        ValueError,
+        r"TokenTree: path_logprob must be \[2\], got \[1\]",
+    ),
+    "scores in float64": (
+        lambda: chain(path_logprob=np.zeros(2)),
+        ValueError,
+        r"TokenTree: path_logprob must be contiguous float32 of one dimension",
+    ),
     "a read-only cache": (
         lambda: treespec.commit_kv(np.broadcast_to(np.float32(0), (4, 2)), 0, [0]),
         ValueError,

@@ -62,6 +62,15 @@ def test_a_law_may_be_given_without_its_zeros(rng, proposal):
             np.testing.assert_array_equal(prob[own], law[law > 0].astype(np.float32))
 
 
+def test_scores_may_be_given():
+    source = treespec.Marginals([[1, 2], [3, 4]], [[-0.5, -1.5], [-0.25, -2.0]])
+    built = treespec.build_tree("dtree", source, node_budget=4)
+    again = treespec.TokenTree(built.token, parent=built.parent, path_logprob=built.path_logprob)
+    np.testing.assert_array_equal(again.path_logprob, built.path_logprob)
+    assert again.expected_acceptance == built.expected_acceptance > 0
+    assert not treespec.TokenTree([5, 1], parent=[-1, 0]).path_logprob.any()
+
+
 def test_a_tree_without_draws_has_no_law():
     assert treespec.TokenTree([5, 1], parent=[-1, 0]).draft_rows is None
 

@@ -98,9 +98,16 @@ void set_sparse_law(TokenTree& tree, const LawArrays& law) {
   check_rows(rows, tree.num_nodes());
 }
 
+void set_scores(TokenTree& tree, const py::object& path_logprob) {
+  tree.path_logprob = float_list(path_logprob, "TokenTree: path_logprob");
+  TREESPEC_CHECK(tree.path_logprob.size() == tree.token.size(), "TokenTree: path_logprob must be [",
+                 tree.token.size(), "], got [", tree.path_logprob.size(), "]");
+}
+
 TokenTree make_tree(const py::object& token, const py::object& parent, const std::string& proposal,
                     const std::optional<Draws>& draws, const std::optional<py::object>& draft_probs,
-                    const std::optional<LawArrays>& draft_rows) {
+                    const std::optional<LawArrays>& draft_rows,
+                    const std::optional<py::object>& path_logprob) {
   TokenTree tree;
   const IntArray tokens = int_array(token, "TokenTree: token");
   const IntArray parents = int_array(parent, "TokenTree: parent");
@@ -108,6 +115,7 @@ TokenTree make_tree(const py::object& token, const py::object& parent, const std
   tree.parent.assign(parents.data(), parents.data() + parents.size());
   tree.proposal = parse_proposal(proposal);
   if (draws) set_draws(tree, *draws);
+  if (path_logprob) set_scores(tree, *path_logprob);
   complete_tree(tree);
   TREESPEC_CHECK(!draft_probs || !draft_rows,
                  "TokenTree: draft_probs and draft_rows must not both be given");
@@ -162,10 +170,12 @@ void bind_tree(py::module_& m) {
 Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
 draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
 only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
-law without its zeros, as the property of that name has it.)")
+law without its zeros, as the property of that name has it. `path_logprob`: [N] float32, 0 when left
+out.)")
       .def(py::init(&make_tree), py::arg("token"), py::kw_only(), py::arg("parent"),
            py::arg("proposal") = "deterministic", py::arg("draws") = py::none(),
-           py::arg("draft_probs") = py::none(), py::arg("draft_rows") = py::none())
+           py::arg("draft_probs") = py::none(), py::arg("draft_rows") = py::none(),
+           py::arg("path_logprob") = py::none())
       .def("__len__", &TokenTree::num_nodes)
       .def("__repr__",
            [](const TokenTree& t) {

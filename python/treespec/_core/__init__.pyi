@@ -15,9 +15,10 @@ class TokenTree:
     Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: child ids per node in
     draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
     only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
-    law without its zeros, as the property of that name has it.
+    law without its zeros, as the property of that name has it. `path_logprob`: [N] float32, 0 when left
+    out.
     """
-    def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None, draft_rows: tuple[typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.Any, typing.Any] | None = None) -> None:
+    def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None, draft_rows: tuple[typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.Any, typing.Any] | None = None, path_logprob: typing.Any | None = None) -> None:
         ...
     def __len__(self) -> int:
         ...
