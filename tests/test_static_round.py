@@ -131,7 +131,15 @@ class NoHostReads(TorchDispatchMode):
     """Fails on what would make the host wait for a device, and on copies between the two."""
 
     forbidden = frozenset(
-        ["_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim"]
+        [
+            "_local_scalar_dense",
+            "item",  # what the first one is in inference mode
+            "is_nonzero",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "unique_dim",
+        ]
     )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,10 +153,12 @@ class NoHostReads(TorchDispatchMode):
         return out
 
 
-def test_the_guard_sees_host_reads() -> None:
+@pytest.mark.parametrize("mode", [False, True], ids=["plain", "inference"])
+def test_the_guard_sees_host_reads(mode: bool) -> None:
     value = torch.ones(2)
     for read in (lambda: value[0].item(), lambda: bool(value[0]), lambda: value[value > 0]):
-        with pytest.raises(AssertionError, match="makes the host wait"), NoHostReads():
+        guard, inference = NoHostReads(), torch.inference_mode(mode)
+        with pytest.raises(AssertionError, match="makes the host wait"), guard, inference:
             read()
 
 
