@@ -14,6 +14,7 @@ import treespec
 from treespec import _core, device
 from treespec.builder_options import resolve_options
 from treespec.device.growth import Frontier
+from treespec.generation import pack_bits
 from treespec.static.growth import GrowthRecipe, GrowthState
 from treespec.static.ops import PARAM_NAMES, encode_options
 
@@ -207,7 +208,23 @@ def verify_arguments(
         "prefix_length": prefix_length,
         "prompt_length": torch.tensor([2, 9, 4], dtype=torch.int32),
         "params": params,
+        "bias_token": None,
+        "bias": None,
+        "allowed": None,
         "seed": torch.from_numpy(np.array([key[0] for key in KEYS], np.uint64).view(np.int64)),
         "sequence_id": torch.tensor([key[1] for key in KEYS]),
         "status": torch.zeros(BATCH, dtype=torch.int32),
+    }
+
+
+def score_changes() -> dict[str, torch.Tensor]:
+    """Biases, as many as each sequence has, and allowed tokens, as arguments of `verify_trees`."""
+    rng = np.random.default_rng(2)
+    allowed = rng.random((BATCH, BUDGET + 1, VOCAB)) < 0.8
+    words = np.stack([[pack_bits(row) for row in rows] for rows in allowed])
+    token = [[3, 7, 20, 30], [8, -1, 9, -1], [-1, -1, -1, -1]]
+    return {
+        "bias_token": torch.tensor(token, dtype=torch.int32),
+        "bias": torch.tensor([[2.0, -1.0, 0.3, 1.1]] * BATCH, dtype=torch.float64),
+        "allowed": torch.from_numpy(words.view(np.int32)),
     }

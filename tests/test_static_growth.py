@@ -28,6 +28,7 @@ from growth_cases import (
     lossless_verifiers,
     make_recipe,
     roots,
+    score_changes,
     verify_arguments,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -134,6 +135,31 @@ def test_kernels_have_the_bits_of_the_core(
         assert not arguments["status"].any()
         assert all(map(torch.equal, found, OPS.verify_trees(**arguments)))
         accepted += int(found[1].sum())
+    assert accepted > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("kary", {}), ("kary", DRAWN[3][1]), ("rollouts", {})], ids=str
+)
+def test_changed_scores_have_the_bits_of_the_core(
+    name: str, options: dict[str, Any], kernel_state: Any
+) -> None:
+    """Of every verifier: biases and allowed tokens, on top of the penalties."""
+    recipe, status = make_recipe(name, options), no_status()
+    state = kernel_state(recipe)
+    grow_trees(cuda_ops, recipe, state, status)
+    law = state.law if is_drawn(recipe) else None
+    changes, accepted = score_changes(), 0
+    for verifier in lossless_verifiers(recipe):
+        plain = verify_arguments(state.trees, recipe.native_builder.proposal, law, verifier)
+        before = cuda_ops.verify_trees(**plain)
+        for names in (("bias_token", "bias"), ("allowed",), tuple(changes)):
+            arguments = {**plain, **{name: changes[name] for name in names}}
+            found = cuda_ops.verify_trees(**arguments)
+            assert not arguments["status"].any()
+            assert all(map(torch.equal, found, OPS.verify_trees(**arguments)))
+            accepted += int(found[1].sum())
+        assert not all(map(torch.equal, found, before))
     assert accepted > 0
 
 

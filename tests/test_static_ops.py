@@ -18,6 +18,7 @@ from growth_cases import (
     keys,
     lossless_verifiers,
     make_recipe,
+    score_changes,
 )
 from growth_cases import verify_arguments as verify_arguments_of
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,6 +28,7 @@ from treespec import _core
 from treespec.device import Law, Trees, Verdicts
 from treespec.selector.features import RootView
 from treespec.static import cuda_ops, ops
+from treespec.static.host_trees import rows_of, tree_of
 from treespec.static.ops import PARAM_NAMES, CandidateLists
 
 LEVELS, LISTS = 3, WIDTH
@@ -85,6 +87,9 @@ def verify_arguments(
         "prefix_length": prefix,
         "prompt_length": torch.tensor([2, 2, 4], dtype=torch.int32),
         "params": params,
+        "bias_token": None,
+        "bias": None,
+        "allowed": None,
         "seed": torch.tensor([1, -1, 3]),
         "sequence_id": torch.arange(BATCH),
         "status": no_status(),
@@ -204,8 +209,15 @@ def host_verdict(
     """What `treespec.verify_logits` finds on a tree that carries its own law."""
     seed, sequence_id, _ = key
     numbers = dict(zip(PARAM_NAMES, given["params"][b].tolist(), strict=True))
-    sampling = treespec.SamplingParams(**{**numbers, "top_k": int(numbers["top_k"])})
+    biases = {}
+    if given["bias"] is not None:
+        pairs = zip(given["bias_token"][b].tolist(), given["bias"][b].tolist(), strict=True)
+        biases = {token: bias for token, bias in pairs if token >= 0}
+    sampling = treespec.SamplingParams(
+        **{**numbers, "top_k": int(numbers["top_k"])}, logit_bias=biases
+    )
     position = int(given["prefix_length"][b])
+    allowed = given["allowed"]
     return treespec.verify_logits(
         tree,
         given["logits"][b, : tree.num_nodes],
@@ -214,10 +226,42 @@ def host_verdict(
         lossy=given["lossy"],
         prefix_ids=given["history"][b, : position + 1].numpy(),
         prompt_length=int(given["prompt_length"][b]),
+        allowed_tokens=None if allowed is None else allowed[b, : tree.num_nodes].numpy().view("u4"),
         seed=seed,
         sequence_id=sequence_id,
         position=position,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("builder", "verifier"), [("dtree", "target_only"), ("rollouts", "auto")])
+def test_biases_and_allowed_tokens_are_those_of_the_core(
+    rng: np.random.Generator, builder: str, verifier: str, dtype: torch.dtype
+) -> None:
+    lists = marginals(rng)
+    if builder == "dtree":
+        grown = Trees(*OPS.build_trees(builder, "{}", BUDGET, *lists, None, roots(), no_status()))
+        law, proposal = None, "deterministic"
+    else:
+        outputs = OPS.draw_trees(
+            builder, "{}", BUDGET, VOCAB, *lists, None, roots(), keys(), no_status()
+        )
+        grown, law = Trees(*outputs[:7]), Law.sparse(outputs[7:], VOCAB, WIDTH)
+        proposal = "iid"
+    given = verify_arguments_of(grown, proposal, law, verifier)
+    given["logits"] = given["logits"].to(dtype)
+    plain = OPS.verify_trees(**given)
+    for changes in (score_changes(), {"allowed": score_changes()["allowed"]}):
+        changed = {**given, **changes}
+        verdicts = Verdicts(*OPS.verify_trees(**changed))
+        for b, key in enumerate(KEYS):
+            rows = None if law is None else rows_of(law.arrays, b, int(grown.num_nodes[b]), VOCAB)
+            verdict = host_verdict(tree_of(grown, b, proposal, rows), changed, b, key)
+            assert verdicts.num_accepted[b] == verdict.num_accepted
+            assert verdicts.next_token[b] == verdict.next_token
+        assert not torch.equal(verdicts.next_token, plain[2])
+    with pytest.raises(ValueError, match=r"allowed_tokens: must be uint32 \[\d+, 2\]"):
+        OPS.verify_trees(**{**given, "allowed": score_changes()["allowed"][..., :1].contiguous()})
 
 
 def test_trees_of_the_wrong_kind_are_refused(rng: np.random.Generator) -> None:
@@ -422,7 +466,9 @@ def test_the_ops_follow_the_rules_of_torch(rng: np.random.Generator) -> None:
     for op, arguments in samples:
         torch.library.opcheck(op, arguments)
     torch.library.opcheck(ops.root_scalars, (), scalar_arguments(rng))
-    torch.library.opcheck(ops.verify_trees, (), verify_arguments(rng, grown, "greedy", 0.0))
+    arguments = verify_arguments(rng, grown, "greedy", 0.0)
+    torch.library.opcheck(ops.verify_trees, (), arguments)
+    torch.library.opcheck(ops.verify_trees, (), {**arguments, **score_changes()})
 
 
 def test_a_program_of_all_ops_compiles_into_one_graph(rng: np.random.Generator) -> None:

@@ -163,11 +163,15 @@ def verify_trees(
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
     params: torch.Tensor,
+    bias_token: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    allowed: torch.Tensor | None,
     seed: torch.Tensor,
     sequence_id: torch.Tensor,
     status: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`ops.verify_trees`."""
+    changes = _changes(params, history, prefix_length + 1, prompt_length)
     verdicts = device.verify(
         device.Trees(num_nodes, token, parent, depth, None, draw_offset, draw),
         logits,
@@ -177,7 +181,7 @@ def verify_trees(
         law=device.Law.sparse(law, logits.shape[2], max_support) if law else None,
         lossy=lossy,
         sampling=device.sampling_words(*params[:, :4].unbind(1)),
-        changes=_changes(params, history, prefix_length + 1, prompt_length),
+        changes=changes._replace(allowed=allowed, bias_token=bias_token, bias=bias),
         seed=seed,
         sequence_id=sequence_id.int(),
         position=prefix_length,

@@ -87,9 +87,21 @@ def encode_options(options: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _row_params(values: tuple[float, ...]) -> _core.RowParams:
+def _row_params(
+    values: tuple[float, ...], biases: tuple[tuple[int, float], ...] = ()
+) -> _core.RowParams:
     named: dict[str, Any] = dict(zip(PARAM_NAMES, values, strict=True))
-    return _core.RowParams(**{**named, "top_k": int(named["top_k"])})
+    return _core.RowParams(**{**named, "top_k": int(named["top_k"])}, logit_bias=dict(biases))
+
+
+def _biases_of(
+    token: torch.Tensor | None, bias: torch.Tensor | None, b: int
+) -> tuple[tuple[int, float], ...]:
+    """Those of a sequence, without padding."""
+    if token is None or bias is None:
+        return ()
+    pairs = zip(token[b].tolist(), bias[b].tolist(), strict=True)
+    return tuple(pair for pair in pairs if pair[0] >= 0)
 
 
 def _int32(like: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -280,6 +292,9 @@ def verify_trees(
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
     params: torch.Tensor,
+    bias_token: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    allowed: torch.Tensor | None,
     seed: torch.Tensor,
     sequence_id: torch.Tensor,
     status: torch.Tensor,
@@ -314,6 +329,11 @@ def verify_trees(
         ``[B]``: how many of the history are prompt.
     params
         ``[B, 7]`` float64, in the order of `PARAM_NAMES`.
+    bias_token, bias
+        ``[B, biases]`` (-1: none) and float64: added to the logits of these tokens. None: nothing.
+    allowed
+        ``[B, M, ceil(V / 32)]``: bit ``t % 32`` of word ``t // 32`` allows token t after node i.
+        None: all tokens.
     seed, sequence_id
         ``[B]`` int64; a seed's 64 bits are read as unsigned.
 
@@ -327,16 +347,16 @@ def verify_trees(
     trees = Trees(num_nodes, token, parent, depth, None, draw_offset, draw)
     for b in range(len(num_nodes)):
         rows = rows_of(law, b, int(num_nodes[b]), logits.shape[2]) if law else None
-        position = int(prefix_length[b])
+        position, count = int(prefix_length[b]), int(num_nodes[b])
         verdict = _core.verify_logits(
             tree_of(trees, b, proposal, rows),
-            logits[b, : int(num_nodes[b])],
+            logits[b, :count],
             None,
-            _row_params(tuple(params[b].tolist())),
+            _row_params(tuple(params[b].tolist()), _biases_of(bias_token, bias, b)),
             verifier,
             history[b, : position + 1].numpy(),
             int(prompt_length[b]),
-            None,
+            None if allowed is None else allowed[b, :count].numpy().view(np.uint32),
             int(seed[b]) % 2**64,
             int(sequence_id[b]) % 2**32,
             position,
