@@ -209,7 +209,7 @@ def split(run: GraphRun, place: str, repetitions: int, walls: list[float]) -> di
     # The rows that the last of these rounds looks at; they write on, which the host does not see.
     envelope = run._attention.envelope(state.target_kv.capacity, state.target_kv.capacity)
     works = {
-        "round": timed(lambda: play(run._recipe, state, "round", envelope, run._verifier), place),
+        "round": timed(lambda: play(run._recipe, state, "round", envelope, run._how), place),
         "forwards": timed(forwards_alone(run, envelope), place),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}

@@ -23,6 +23,7 @@ import treespec
 from treespec.decoder import SpeculativeDecoder
 from treespec.static import decoding
 from treespec.static.choice import make_attention
+from treespec.static.round import Judgement
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
 from treespec.targets.hf_model import decoder_blocks
@@ -416,7 +417,8 @@ def test_warming_up_and_replaying_costs_no_token(monkeypatch: Any) -> None:
     cuda = play_on_fake_gpu(monkeypatch)
     for options in ({"max_new_tokens": 60}, {"max_new_tokens": 60, "temperature": 0.8}):
         assert texts(made, **options) == texts(decoder("opt_tree", False), **options)
-    keys = [("round", n, name) for name in ("greedy", "target_only") for n in (64, 128)]
+    judgements = [Judgement(name) for name in ("greedy", "target_only")]
+    keys = [("round", n, how) for how in judgements for n in (64, 128)]
     assert captures(cuda) == keys
 
 
@@ -560,21 +562,206 @@ def test_models_that_give_nan_are_refused_as_step_by_step() -> None:
     assert texts(made) == texts(treespec.load(target_model("llama"), None))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"logit_bias": {5: 3.0}},
-        {"allowed_tokens": lambda ids: np.arange(64) % 2 == 0},
-        {"on_round": lambda record: None},
-    ],
-    ids=["logit_bias", "allowed_tokens", "on_round"],
-)
-def test_what_only_the_host_can_do_goes_step_by_step(options: Any, caplog: Any) -> None:
+def next_residue(ids: Any) -> Any:
+    """A grammar that a node's own path decides: no token is like the last one, modulo 3."""
+    return np.arange(64) % 3 != ids[-1] % 3
+
+
+BIASES = {5: 1.5, 9: -2.0, 17: 1.0, 40: 0.5, 63: 1.0}
+CHANGES: dict[str, dict[str, Any]] = {
+    "bias": {"temperature": 0.0, "logit_bias": BIASES},
+    "grammar": {"temperature": 0.0, "allowed_tokens": next_residue},
+    "sampled": {
+        "temperature": 0.9,
+        "seed": [1, 2**64 - 1, 3],
+        "top_p": 0.9,
+        "logit_bias": BIASES,
+        "allowed_tokens": next_residue,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.2,
+    },
+}
+CHANGED_BUILDS = [
+    ("kary", {"expansion": [2, 2, 1]}),
+    ("eagle2", {"width": 3, "max_depth": 4}),
+    ("opt_tree", {"threshold": 0.4}),
+    ("kary", {"expansion": [3, 1], "proposal": "without_replacement"}),
+    ("delayed", {"num_paths": 2, "trunk": 1, "branch": 2}),
+    ("dyspec", {}),
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("build", CHANGED_BUILDS, ids=str)
+def test_biases_and_grammars_are_part_of_static_rounds(
+    build: Any, changes: str, caplog: Any
+) -> None:
+    own, stepped = both(build)
+    options = CHANGES[changes]
     with caplog.at_level(logging.INFO, "treespec"):
-        own = texts(decoder("opt_tree", True), **options)
-    assert own == texts(decoder("opt_tree", False), **options)
-    name = next(iter(options))
-    assert caplog.messages == [f"rounds run step by step: {name} is not in the graph"]
+        ours, theirs = texts(own, **options), texts(stepped, **options)
+    check_played(caplog)
+    assert but_last_rounds(ours) == but_last_rounds(theirs)
+    if own.builder.proposal == "deterministic":
+        assert ours == theirs
+
+
+def test_what_a_generation_asks_for_ends_with_it() -> None:
+    """In the same buffers; and it makes a difference."""
+    own, stepped = both(BUILDS[4])
+    for options in CHANGES.values():
+        plain = {k: v for k, v in options.items() if k not in ("logit_bias", "allowed_tokens")}
+        changed, expected = texts(stepped, **options), texts(stepped, **plain)
+        assert changed != expected
+        assert texts(own, **options) == changed
+        assert texts(own, **plain) == expected
+
+
+@pytest.mark.parametrize("kind", ["treeflash", "medusa"])
+def test_drafters_of_one_pass_take_biases_and_grammars(kind: str) -> None:
+    own, stepped = (
+        treespec.load(target_model("llama"), one_pass(kind), builder="dtree", graph=graph)
+        for graph in (True, False)
+    )
+    for options in CHANGES.values():
+        assert texts(own, **options) == texts(stepped, **options)
+
+
+def test_a_grammar_holds_for_the_text() -> None:
+    written = texts(decoder("eagle2", True), **CHANGES["grammar"])
+    for text, prompt in zip(written, PROMPTS, strict=True):
+        ids = np.array([prompt[-1], *text])
+        assert (ids[1:] % 3 != ids[:-1] % 3).all()
+
+
+def test_a_grammar_is_asked_for_no_text_that_cannot_be() -> None:
+    """Trees are as deep in the last round as in any other; batch mates end at other times."""
+    seen: Counter[int] = Counter()
+    ends = {len(prompt) + 12: prompt for prompt in PROMPTS}
+
+    def rule(ids: Any) -> Any:
+        [end] = [n for n, prompt in ends.items() if ids[: len(prompt)].tolist() == prompt]
+        seen[end - len(ids)] += 1
+        return next_residue(ids)
+
+    texts(decoder("opt_tree", True), allowed_tokens=rule, max_new_tokens=12)
+    assert min(seen) == 1 and max(seen) == 12
+
+
+@pytest.mark.parametrize("build", [BUILDS[5], ("dyspec", {})], ids=str)
+def test_batch_mates_may_end_at_any_time_under_a_grammar(build: Any) -> None:
+    own, stepped = both(build, verifier="target_only")
+    expected = texts(stepped, **CHANGES["sampled"])
+    for stop in {text[6] for text in expected}:
+        options = {**CHANGES["sampled"], "stop_token_ids": [stop]}
+        assert texts(own, **options) == texts(stepped, **options)
+
+
+def records(made: SpeculativeDecoder, **options: Any) -> list[Any]:
+    """Of all rounds, but those near the ends of texts: trees are smaller there step by step."""
+    seen: list[Any] = []
+    results = texts(made, on_round=seen.append, **options)
+    ends = [len(p) + len(t) - 8 for p, t in zip(PROMPTS, results, strict=True)]
+    return [record for record in seen if record.position < ends[record.sequence]]
+
+
+def check_told(ours: list[Any], theirs: list[Any]) -> None:
+    """Asserts that rounds are the same, up to the rounding of the drafters' own forwards."""
+    assert len(theirs) > 15
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.sequence, one.position) == (other.sequence, other.position)
+        for name in ("token", "parent", "depth"):
+            assert np.array_equal(getattr(one.tree, name), getattr(other.tree, name))
+        assert one.tree.proposal == other.tree.proposal and one.tree.draws == other.tree.draws
+        assert np.allclose(one.tree.path_logprob, other.tree.path_logprob, rtol=0, atol=1e-4)
+        laws = [record.tree.draft_probs for record in (one, other)]
+        if laws[1] is None:
+            assert laws[0] is None
+        else:
+            assert np.allclose(*laws, rtol=0, atol=1e-5)
+        verdicts = one.verdict, other.verdict
+        assert verdicts[0].accepted_nodes.tolist() == verdicts[1].accepted_nodes.tolist()
+        assert verdicts[0].tokens.tolist() == verdicts[1].tokens.tolist()
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "sampled penalties"])
+@pytest.mark.parametrize("build", CHANGED_BUILDS, ids=str)
+def test_rounds_are_told_as_step_by_step(build: Any, sampling: str, caplog: Any) -> None:
+    own, stepped = both(build)
+    options = SAMPLINGS[sampling]
+    with caplog.at_level(logging.INFO, "treespec"):
+        ours, theirs = records(own, **options), records(stepped, **options)
+    check_played(caplog)
+    check_told(ours, theirs)
+
+
+def test_drafters_of_one_pass_are_told_of_too() -> None:
+    for builder in ("dtree", "rollouts"):
+        ours, theirs = (
+            records(
+                treespec.load(target_model("llama"), one_pass("dflash"), builder=builder, graph=g),
+                temperature=0.8,
+                allowed_tokens=next_residue,
+            )
+            for g in (True, False)
+        )
+        check_told(ours, theirs)
+
+
+def test_who_has_stopped_is_not_told_of() -> None:
+    own, stepped = both(BUILDS[4])
+    stop = texts(stepped)[1][8]
+    for made in (own, stepped):
+        seen: list[Any] = []
+        results = made.generate(
+            PROMPTS, max_new_tokens=30, stop_token_ids=[stop], on_round=seen.append
+        )
+        rounds = Counter(record.sequence for record in seen)
+        assert [rounds[place] for place in range(3)] == [r.stats.rounds for r in results]
+
+
+def test_an_error_of_the_listener_drops_the_buffers() -> None:
+    made = make_decoder(*BUILDS[4], True)
+    expected = texts(made)
+
+    def fail(record: Any) -> None:
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        texts(made, on_round=fail)
+    assert made.graph is not None and made.graph._idle is None
+    assert texts(made) == expected
+
+
+def test_biases_of_like_number_share_a_graph(monkeypatch: Any) -> None:
+    made = decoder_with(SplitAttention(256), "llama", "eagle2")
+    stepped = treespec.load(target_model("llama"), None)
+    cuda = play_on_fake_gpu(monkeypatch)
+    for count in (3, 4, 0, 5, 8, 1):
+        options = {"logit_bias": {7 * i: 1.0 + i for i in range(count)}}
+        assert texts(made, **options) == texts(stepped, **options)
+    widths = [how.num_biases for _, _, how in captures(cuda)]
+    assert widths == [4, 0, 8, 1]
+
+
+@pytest.mark.parametrize("build", [BUILDS[4], ("dyspec", {})], ids=str)
+def test_rounds_that_the_host_looks_at_are_captured_in_parts(build: Any, monkeypatch: Any) -> None:
+    """They keep their numbers from part to part, in every envelope."""
+    monkeypatch.setattr(decoding, "choose_attention", lambda *_: SplitAttention(16))
+    own, stepped = both(build, verifier="target_only")
+    cuda = play_on_fake_gpu(monkeypatch)
+    options = {**CHANGES["sampled"], "max_new_tokens": 60}
+    for _ in range(2):
+        assert texts(own, **options) == texts(stepped, **options)
+    by_part = Counter(part for part, *_ in captures(cuda))
+    assert by_part["trees"] == by_part["target"] == by_part["judge"] >= 2
+    assert not {"round", "finish"} & set(by_part)
+    order = [entry[1] for entry in cuda.log if entry[0] == "replay"]
+    ends = [i for i, part in enumerate(order) if part == "judge"]
+    assert all(order[i - 2 : i] == ["trees", "target"] for i in ends)
+    assert captures(cuda)[-1][2] == Judgement("target_only", 8, True)
+    texts(own, on_round=lambda record: None)
+    assert captures(cuda)[-1][2] == Judgement("target_only")
 
 
 def test_compiled_models_give_the_same_texts(caplog: Any) -> None:

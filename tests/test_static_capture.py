@@ -13,7 +13,7 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 
-from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
+from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox, Outbox
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -124,3 +124,20 @@ def test_a_mailbox_brings_the_latest_values() -> None:
     assert not mailbox.fetch().any()
     source.fill_(7)
     assert np.array_equal(mailbox.fetch(), np.full((2, 3), 7))
+
+
+def test_a_mailbox_brings_what_was_there_when_it_was_sent() -> None:
+    source = torch.ones(2, dtype=torch.int32)
+    mailbox = Mailbox(source)
+    mailbox.send()
+    source.fill_(7)
+    assert mailbox.receive().tolist() == [1, 1]
+
+
+def test_an_outbox_writes_when_it_is_sent() -> None:
+    target = torch.ones(2, 2, dtype=torch.int32)
+    outbox = Outbox(target)
+    outbox.values[1] = 5
+    assert target.tolist() == [[1, 1], [1, 1]]
+    outbox.send()
+    assert target.tolist() == [[0, 0], [5, 5]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from decoder_models import target_model
@@ -21,16 +22,20 @@ from test_static_round import (
     DRAWN,
     GREEDY,
     SAMPLED,
+    draft_round,
     make_recipe,
     make_state,
     play_round,
     starts,
 )
+from tiny_models import VOCAB_SIZE
 
 import treespec
 from treespec import _core, device
+from treespec.generation import pack_bits
 from treespec.static import cuda_ops, growth, levels, round
-from treespec.static.round import RoundState
+from treespec.static.round import Judgement, RoundState
+from treespec.static.round import play as play_part
 from treespec.static.split_attention import SplitAttention
 
 NAMES = (
@@ -90,6 +95,43 @@ def test_rounds_have_the_bits_of_the_core(
         assert torch.equal(one, other)
     accepted = sum(int(results[:, 1].sum()) for results in expected[:4])
     assert accepted > 0
+
+
+def play_shown(state: RoundState, recipe: Any, verifier: str) -> list[torch.Tensor]:
+    """Rounds in parts, with biases and allowed tokens."""
+    allowed = state.allow(VOCAB_SIZE)
+    bits = np.random.default_rng(3).random((*allowed.shape[:2], VOCAB_SIZE)) < 0.7
+    words = [[pack_bits(row) for row in rows] for rows in bits]
+    allowed.copy_(torch.from_numpy(np.array(words).view(np.int32)))
+    seen = []
+    for _ in range(3):
+        draft_round(recipe, state, CAPACITY)
+        play_part(recipe, state, "trees", CAPACITY)
+        play_part(recipe, state, "target", CAPACITY)
+        play_part(recipe, state, "judge", CAPACITY, Judgement(verifier, state.num_biases, True))
+        state.check_results(state.results)
+        seen += [state.nodes.clone(), state.results.clone()]
+    return seen
+
+
+@pytest.mark.parametrize("build", [BUILDS[3], DRAWN[0], *BY_THE_DATA], ids=str)
+def test_rounds_in_parts_with_changed_scores_have_the_bits_of_the_core(
+    build: Any, device_ops: Any
+) -> None:
+    models = float32_models()
+    recipe = make_recipe(models, build, SplitAttention())
+    verifier = _core.auto_verifier(recipe.proposal, False)
+    biases = ((7, 2.0), (30, -1.0), (31, 0.5))
+    begin = [s._replace(biases=biases[: 2 + i]) for i, s in enumerate(starts(SAMPLED))]
+    expected = play_shown(make_state(models, recipe, begin), recipe, verifier)
+    device_ops()
+    ours = play_shown(make_state(models, recipe, begin), recipe, verifier)
+    for one, other in zip(ours, expected, strict=True):
+        assert torch.equal(one, other)
+    plain = [s._replace(biases=()) for s in begin]
+    assert not torch.equal(
+        play_shown(make_state(models, recipe, plain), recipe, verifier)[1], ours[1]
+    )
 
 
 @pytest.mark.parametrize("broken", ["target", "draft"])

@@ -186,6 +186,42 @@ def test_captured_texts_of_drafters_of_one_pass_too(kind: str, temperature: floa
     check_texts(loaded(TINY_DRAFTERS[f"tiny {kind}"], ("dtree", {})), temperature)
 
 
+def no_like_residue(ids: Any) -> Any:
+    return np.arange(64) % 3 != ids[-1] % 3
+
+
+@needs_device_functions
+@pytest.mark.parametrize("build", [("eagle2", {}), ("opt_tree", {"threshold": 0.4})], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logit_bias": {3: 1.0, 9: -2.0, 40: 1.5}},
+        {"allowed_tokens": no_like_residue},
+        {"logit_bias": {7: 2.0}, "allowed_tokens": no_like_residue, "temperature": 0.8},
+        {},
+    ],
+    ids=["biases", "grammar", "both", "neither"],
+)
+def test_captured_rounds_with_biases_grammars_and_listeners(changes: Any, build: Any) -> None:
+    """Over several envelopes, twice, so that graphs of small ones follow those of large ones."""
+    own, stepped = loaded(language_model, build)
+    prompts = [tokens(n, n).tolist() for n in (3, 21, 9)]
+    options = {"max_new_tokens": 300, "ignore_eos": True, **changes}
+    expected = [result.token_ids for result in stepped.generate(prompts, **options)]
+    told: list[Any] = []
+    for listener in (None, told.append, told.append):
+        told.clear()
+        found = own.generate(prompts, **options, on_round=listener)
+        assert [result.token_ids for result in found] == expected
+    assert own.graph.status.reason is None
+    for record in told:
+        text = [*prompts[record.sequence], *expected[record.sequence]]
+        after = text[record.position + 1 :]
+        assert record.tree.token[0] == text[record.position]
+        assert record.verdict.tokens.tolist()[: len(after)] == after[: len(record.verdict.tokens)]
+    assert sum(record.verdict.num_accepted for record in told) > 0
+
+
 @needs_device_functions
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("build", BUILDS, ids=str)

@@ -32,7 +32,7 @@ from treespec.static.drafters import make_static_drafter
 from treespec.static.drafting import DraftRecipe
 from treespec.static.flex_attention import block_mask
 from treespec.static.kv import StaticKv
-from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
+from treespec.static.round import Judgement, RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
 from treespec.targets.hf import HfTarget
@@ -107,12 +107,17 @@ def make_state(models: tuple[Any, Any], recipe: RoundRecipe, begin: Any) -> Roun
 def play_round(recipe: RoundRecipe, state: RoundState, verifier: str, envelope: int) -> None:
     """A whole round, in as many parts as it takes."""
     if recipe.drafter.widths is not None:
-        return play(recipe, state, "round", envelope, verifier)
-    most = recipe.drafter.max_rows - 1
-    play(recipe, state, "begin", envelope)
-    while widest := int(state.draft.waiting.max()):
-        play(recipe, state, "grow", envelope, widest, most)
-    play(recipe, state, "finish", envelope, verifier)
+        return play(recipe, state, "round", envelope, Judgement(verifier))
+    draft_round(recipe, state, envelope)
+    play(recipe, state, "finish", envelope, Judgement(verifier))
+
+
+def draft_round(recipe: RoundRecipe, state: RoundState, envelope: int) -> None:
+    """The parts that come first if the data decide how many there are."""
+    if recipe.drafter.widths is None:
+        play(recipe, state, "begin", envelope)
+        while widest := int(state.draft.waiting.max()):
+            play(recipe, state, "grow", envelope, widest, recipe.drafter.max_rows - 1)
 
 
 DRAFTS: dict[str, Callable[[Any], Any]] = {
@@ -181,7 +186,20 @@ def test_parts_read_nothing_on_the_host_either(models: Any) -> None:
     with NoHostReads():
         play(recipe, state, "begin", CAPACITY)
         play(recipe, state, "grow", CAPACITY, 2, recipe.drafter.max_rows - 1)
-        play(recipe, state, "finish", CAPACITY, "traversal")
+        play(recipe, state, "finish", CAPACITY, Judgement("traversal"))
+
+
+@pytest.mark.parametrize("build", [BUILDS[3], DRAWN[0]], ids=str)
+def test_rounds_that_the_host_looks_at_read_nothing_themselves(models: Any, build: Any) -> None:
+    recipe = make_recipe(models, build, SplitAttention())
+    begin = [start._replace(biases=((3, 1.0), (5, -1.0), (9, 2.0))) for start in starts(SAMPLED)]
+    state = make_state(models, recipe, begin)
+    state.allow(VOCAB_SIZE)
+    judgement = Judgement(_core.auto_verifier(recipe.proposal, False), state.num_biases, True)
+    with NoHostReads():
+        play(recipe, state, "trees", CAPACITY)
+        play(recipe, state, "target", CAPACITY)
+        play(recipe, state, "judge", CAPACITY, judgement)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])
@@ -342,10 +360,50 @@ def test_a_part_that_is_played_in_a_pause_leaves_the_others_as_they_were(
         part("begin", CAPACITY)
         while widest := int(state.draft.waiting.max()):
             part("grow", CAPACITY, widest, most)
-        part("finish", CAPACITY, verifier)
+        part("finish", CAPACITY, Judgement(verifier))
         play_round(recipe, fresh, verifier, CAPACITY)
         assert torch.equal(state.results, fresh.results)
         assert same(observed(fresh), observed(state))
+
+
+@pytest.mark.parametrize("build", [BUILDS[3], DRAWN[0], *BY_THE_DATA], ids=str)
+def test_parts_that_the_host_looks_at_make_the_same_round(models: Any, build: Any) -> None:
+    """Also if each is played in a pause before."""
+    recipe = make_recipe(models, build, SplitAttention())
+    state, fresh = (make_state(models, recipe, starts(SAMPLED)) for _ in range(2))
+    verifier = _core.auto_verifier(recipe.proposal, False)
+
+    def part(*key: Any) -> None:
+        with state.paused():
+            play(recipe, state, *key)
+        play(recipe, state, *key)
+
+    for _ in range(3):
+        draft_round(recipe, state, CAPACITY)
+        part("trees", CAPACITY)
+        part("target", CAPACITY)
+        part("judge", CAPACITY, Judgement(verifier))
+        play_round(recipe, fresh, verifier, CAPACITY)
+        assert torch.equal(state.results, fresh.results)
+        assert same(observed(fresh), observed(state))
+        count, nodes = state.results[:, 0], state.nodes
+        assert torch.equal(nodes[:, 0], count) and (count > 1).all()
+
+
+def test_biases_are_padded_to_a_power_of_two(models: Any) -> None:
+    recipe = make_recipe(models, BUILDS[0], SplitAttention())
+    begin = starts()
+    state = make_state(models, recipe, begin)
+    assert state.num_biases == 0 and not state.biases
+    state.start([begin[0], begin[1]._replace(biases=((4, 1.0), (2, -1e30), (63, 0.1)))])
+    assert state.num_biases == 4
+    token, value = state.biases[4]
+    assert token.tolist() == [[-1] * 4, [4, 2, 63, -1]]
+    assert value.tolist() == [[0.0] * 4, [1.0, -1e30, 0.1, 0.0]]
+    state.start([begin[0]._replace(biases=((1, 1.0),)), begin[1]])
+    assert state.num_biases == 1
+    state.start([start._replace(biases=((8, 1.0),) * 3) for start in begin])
+    assert state.biases[4].token is token  # where graphs look
 
 
 def test_a_sequence_that_is_not_active_stays_as_it_is_and_disturbs_nobody(models: Any) -> None:

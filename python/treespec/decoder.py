@@ -19,7 +19,7 @@ from treespec._core import TokenTree, Verdict
 from treespec.builder_options import resolve_options
 from treespec.config import AllowedTokens, SamplingParams
 from treespec.drafts.base import Drafter, DraftSettings
-from treespec.generation import Generation, Piece, RoundRecord
+from treespec.generation import Generation, OnRound, Piece, RoundRecord
 from treespec.growth import UNLIMITED, grow_trees
 from treespec.planning.base import FixedPlan, Planner
 from treespec.planning.budget import MAX_NODES, BudgetPlan
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from treespec.selector.selector import Selector
     from treespec.static.decoding import GraphRounds
 
-OnRound = Callable[[RoundRecord], None]
 PlayRound = Callable[[Sequence[Generation], Clock], None]
 
 # What pays by device: on a CPU a forward over more rows costs more, on a GPU reading the weights
@@ -401,7 +400,7 @@ class SpeculativeDecoder:
     ) -> Iterator[None]:
         """Yields after the prefill and after every round; frees all state at the end."""
         running = [g for g in generations if g.finish_reason is None]
-        graph = self._serving_graph(running, on_round)
+        graph = self.graph if running else None
         try:
             with clock.step("prefill"), self._turn():
                 self._prefill(running, graph)
@@ -426,15 +425,6 @@ class SpeculativeDecoder:
                 stack.enter_context(lock)
             yield
 
-    def _serving_graph(
-        self, running: Sequence[Generation], on_round: OnRound | None
-    ) -> GraphRounds | None:
-        """The graphs if they are on and can play these generations."""
-        if self.graph is None or not running:
-            return None
-        served = self.graph.serve(running[0].params, traced=on_round is not None)
-        return self.graph if served else None
-
     @contextmanager
     def _rounds(
         self,
@@ -449,7 +439,7 @@ class SpeculativeDecoder:
             return
         with ExitStack() as stack:
             with clock.step("prefill"):
-                run = stack.enter_context(graph.open(running))
+                run = stack.enter_context(graph.open(running, on_round))
             yield run.round
 
     def _prefill(self, running: Sequence[Generation], graph: GraphRounds | None) -> None:

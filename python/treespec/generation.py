@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,18 @@ from treespec.config import SamplingParams
 from treespec.growth import RoundKey
 from treespec.stats import Clock, Stats
 from treespec.text import TextStream
+
+
+class DraftedTokens(Protocol):
+    """What paths are read from."""
+
+    @property
+    def token(self) -> npt.NDArray[np.int32]:
+        """``[N]``."""
+
+    @property
+    def parent(self) -> npt.NDArray[np.int32]:
+        """``[N]``, -1 for the root."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,9 @@ class RoundRecord:
     verdict: Verdict
     position: int
     sequence: int
+
+
+OnRound = Callable[[RoundRecord], None]
 
 
 @dataclass(frozen=True)
@@ -150,9 +165,12 @@ class Generation:
         rule = self.params.allowed_tokens
         if rule is None:
             return None
-        return np.stack([pack_bits(rule(self._text_to(tree, node))) for node in range(len(tree))])
+        return np.stack(
+            [pack_bits(rule(self.text_to(tree, node))) for node in range(tree.num_nodes)]
+        )
 
-    def _text_to(self, tree: TokenTree, node: int) -> npt.NDArray[np.int32]:
+    def text_to(self, tree: DraftedTokens, node: int) -> npt.NDArray[np.int32]:
+        """Prompt, output and the path to a node, which is part of it."""
         path = []
         while node > 0:
             path.append(int(tree.token[node]))

@@ -113,7 +113,7 @@ class Mailbox:
     Parameters
     ----------
     source
-        Read at every `fetch`.
+        Read at every `send`.
     """
 
     def __init__(self, source: torch.Tensor) -> None:
@@ -123,8 +123,40 @@ class Mailbox:
 
     def fetch(self) -> npt.NDArray[Any]:
         """The values after all work queued so far; valid until the next call."""
+        self.send()
+        return self.receive()
+
+    def send(self) -> None:
+        """Queue the copy behind the work queued so far."""
         self._host.copy_(self._source, non_blocking=True)
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(self._source.device))
+
+    def receive(self) -> npt.NDArray[Any]:
+        """Wait for what was sent, not for what was queued since; valid until the next `send`."""
+        if self._event is not None:
             self._event.synchronize()
         return np.asarray(self._host)
+
+
+class Outbox:
+    """Brings values of the host to a tensor: one copy from pinned memory that nobody waits for.
+
+    Parameters
+    ----------
+    target
+        Written by every `send`.
+    """
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self._target = target
+        self._host = torch.zeros(target.shape, dtype=target.dtype, pin_memory=target.is_cuda)
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """What is sent; not to be written before the device has come past the last `send`."""
+        return np.asarray(self._host)
+
+    def send(self) -> None:
+        """Queue the copy behind the work queued so far."""
+        self._target.copy_(self._host, non_blocking=True)

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 
 from treespec import _core
-from treespec.config import SamplingParams
-from treespec.generation import Generation
+from treespec._core import Verdict
+from treespec.generation import Generation, OnRound, RoundRecord
 from treespec.static import cuda_ops
 from treespec.static.attention import TreeAttention
 from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
 from treespec.static.choice import AttentionShape, choose_attention
 from treespec.static.drafters import make_static_drafter, weights_of
 from treespec.static.drafting import DraftRecipe
+from treespec.static.grammar import Grammar
+from treespec.static.host_trees import trees_on_host
 from treespec.static.kv import StaticKv
 from treespec.static.ops import PARAM_NAMES
 from treespec.static.plan import TABLE_BUILDERS, check_envelope
-from treespec.static.round import RoundRecipe, RoundState, SequenceStart, play
+from treespec.static.round import Judgement, RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
 from treespec.stats import Clock
 from treespec.targets.hf import HfTarget
@@ -113,26 +115,16 @@ class GraphRounds:
         self._idle: _Buffers | None = None  # of the last generation, with their graphs
         self._lock = Lock()  # two threads must not take the same ones
 
-    def serve(self, params: SamplingParams, traced: bool) -> bool:
-        """Whether a generation can be played here; one that cannot goes step by step."""
-        asked = {
-            "on_round": traced,
-            "allowed_tokens": params.allowed_tokens is not None,
-            "logit_bias": bool(params.logit_bias),
-        }
-        reasons = [name for name, given in asked.items() if given]
-        if reasons:
-            LOGGER.info("rounds run step by step: %s is not in the graph", reasons[0])
-        return not reasons
-
     @contextmanager
-    def open(self, running: Sequence[Generation]) -> Iterator[GraphRun]:
+    def open(
+        self, running: Sequence[Generation], on_round: OnRound | None = None
+    ) -> Iterator[GraphRun]:
         """Take over prefilled sequences; their states are in static buffers afterwards."""
         self._recipe.drafter.prepare([g.draft_state for g in running])
         buffers = self._take_buffers(running)
         buffers.load(running)
         self._release_states(running)
-        run = GraphRun(running, self._recipe, buffers, self.attention, self._verifier)
+        run = GraphRun(running, self._recipe, buffers, self.attention, self._verifier, on_round)
         try:
             yield run
         except GeneratorExit:  # closed by its user
@@ -170,7 +162,8 @@ class _Buffers:
         device: torch.device,
         status: CaptureStatus,
     ) -> None:
-        self._static = recipe.drafter
+        self._static, self._vocab_size = recipe.drafter, recipe.target.vocab_size
+        self._grammar: Grammar | None = None
         target_kv = StaticKv(running[0].target_state, len(running), capacity)
         draft = recipe.drafter.make_state([g.draft_state for g in running], capacity)
         self.state = RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
@@ -179,6 +172,13 @@ class _Buffers:
         self.captured = CapturedRound(
             partial(play, recipe, self.state), self.state.paused, device, status
         )
+
+    @property
+    def grammar(self) -> Grammar:
+        """Made when it is first asked for."""
+        if self._grammar is None:
+            self._grammar = Grammar(self.state.nodes, self.state.allow(self._vocab_size))
+        return self._grammar
 
     def fit(self, batch: int, capacity: int) -> bool:
         kv = self.state.target_kv
@@ -202,6 +202,8 @@ class GraphRun:
         What is played on which buffers, and who knows the envelope.
     verifier
         A name of `treespec.verifier_names`, or ``"auto"``.
+    on_round
+        Told of every sequence's part of every round.
     """
 
     def __init__(
@@ -211,13 +213,15 @@ class GraphRun:
         buffers: _Buffers,
         attention: TreeAttention,
         verifier: str,
+        on_round: OnRound | None = None,
     ) -> None:
         self._generations, self._recipe, self._buffers = list(generations), recipe, buffers
-        self._attention = attention
+        self._attention, self._on_round = attention, on_round
         greedy = generations[0].params.greedy
-        self._verifier = (
-            _core.auto_verifier(recipe.proposal, greedy) if verifier == "auto" else verifier
-        )
+        name = _core.auto_verifier(recipe.proposal, greedy) if verifier == "auto" else verifier
+        ruled = any(g.params.allowed_tokens is not None for g in generations)
+        self._grammar = buffers.grammar if ruled else None
+        self._how = Judgement(name, buffers.state.num_biases, ruled)
         self._lengths = [g.length for g in generations]  # as the device has them
         self._active = [True] * len(self._generations)
         self._buffers.state.set_active(self._active)
@@ -227,21 +231,41 @@ class GraphRun:
 
         All time on the device is booked as the target's: a graph has no steps. Where the data
         decide how often the drafter is called, its calls are waited for and booked as drafting.
+        What allowed tokens take is booked as verifying.
         """
-        if self._buffers.waiting is None:
-            with clock.step("target"):
-                self._run("round", self._verifier)
-                results = self._buffers.results.fetch()
-            for width in self._recipe.drafter.widths or ():
-                clock.count_draft(width * sum(self._active))
-        else:
+        if self._buffers.waiting is not None:
             with clock.step("draft"):
                 self._draft(clock, self._buffers.waiting)
-            with clock.step("target"):
-                self._run("finish", self._verifier)
-                results = self._buffers.results.fetch()
+        with clock.step("target"):
+            self._finish(clock)
+            results = self._buffers.results.fetch()
+        for width in self._recipe.drafter.widths or ():
+            clock.count_draft(width * sum(self._active))
         with clock.step("commit"):
+            self._buffers.state.check_results(results)
+            records = self._records(results) if self._on_round is not None else []
             self._commit(results)
+        if self._on_round is not None:
+            for record in records:
+                self._on_round(record)
+
+    def _finish(self, clock: Clock) -> None:
+        """Play what is left of a round: in parts if the host looks at its trees."""
+        if self._grammar is None and self._on_round is None:
+            self._run("round" if self._buffers.waiting is None else "finish", self._how)
+            return
+        self._run("trees")
+        if self._grammar is not None:
+            self._grammar.ask()
+        self._run("target")
+        if self._grammar is not None:
+            with clock.step("verify"):
+                self._grammar.answer(self._going_on())
+        self._run("judge", self._how)
+
+    def _going_on(self) -> list[tuple[int, Generation]]:
+        """Active sequences with their places."""
+        return [(b, g) for b, g in enumerate(self._generations) if self._active[b]]
 
     def _draft(self, clock: Clock, waiting: Mailbox) -> None:
         """Call the drafter as long as a sequence waits for rows."""
@@ -260,13 +284,22 @@ class GraphRun:
         needed = max(self._lengths) + self._recipe.spare_rows
         return self._attention.envelope(needed, self._buffers.state.target_kv.capacity)
 
+    def _records(self, results: Any) -> list[RoundRecord]:
+        """What `on_round` is told; the trees are brought to the host for it alone."""
+        state, going_on = self._buffers.state, self._going_on()
+        drafted = state.drafted[self._envelope()]
+        trees = trees_on_host(*drafted, self._recipe.proposal, [place for place, _ in going_on])
+        records = []
+        for (place, g), tree in zip(going_on, trees, strict=True):
+            result = state.read_results(results, place)
+            verdict = Verdict(tree, result.accepted_nodes.tolist(), int(result.tokens[-1]))
+            records.append(RoundRecord(tree, verdict, g.length - 1, g.place))
+        return records
+
     def _commit(self, results: Any) -> None:
         """Append tokens up to a stop; who has stopped stays in the batch and is not changed."""
         state = self._buffers.state
-        state.check_results(results)
-        for place, g in enumerate(self._generations):
-            if not self._active[place]:
-                continue
+        for place, g in self._going_on():
             result = state.read_results(results, place)
             self._lengths[place] += len(result.tokens)
             emitted = g.append(result.tokens)
@@ -340,4 +373,5 @@ def _fast_attention(target: HfTarget, rows: int, device: torch.device) -> TreeAt
 
 def _start(g: Generation) -> SequenceStart:
     params = tuple(float(getattr(g.params, name)) for name in PARAM_NAMES)
-    return SequenceStart(g.tokens, g.prompt_length, params, g.params.seed, g.sequence_id)
+    biases = tuple(g.params.logit_bias.items())
+    return SequenceStart(g.tokens, g.prompt_length, params, g.params.seed, g.sequence_id, biases)

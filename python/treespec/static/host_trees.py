@@ -13,6 +13,7 @@ import torch
 
 from treespec import _core
 from treespec.device.trees import Trees
+from treespec.device.verify import Law
 
 
 def written_key(words: Sequence[int]) -> dict[str, int]:
@@ -32,7 +33,30 @@ def tree_of(trees: Trees, b: int, proposal: str, law: Any) -> _core.TokenTree:
     ends, draw = trees.draw_offset[b, : count + 1].tolist(), trees.draw[b].tolist()
     draws = [draw[begin:end] for begin, end in itertools.pairwise(ends)]
     token, parent = (column[b, :count].numpy() for column in (trees.token, trees.parent))
-    return _core.TokenTree(token, parent=parent, proposal=proposal, draws=draws, draft_rows=law)
+    score = None if trees.path_logprob is None else trees.path_logprob[b, :count].numpy()
+    return _core.TokenTree(
+        token,
+        parent=parent,
+        proposal=proposal,
+        draws=draws,
+        draft_rows=law,
+        path_logprob=score,
+    )
+
+
+def trees_on_host(
+    trees: Trees, law: Law | None, proposal: str, places: Sequence[int]
+) -> list[_core.TokenTree]:
+    """Copies of some sequences' trees, with scores, draws and law; waits for the device."""
+    there = Trees(*(column.cpu() for column in trees if column is not None))
+    arrays = [] if law is None else [array.cpu() for array in law.arrays]
+    out = []
+    for b in places:
+        own = None
+        if law is not None:
+            own = rows_of(arrays, b, int(there.num_nodes[b]), law.vocab_size)
+        out.append(tree_of(there, b, proposal, own))
+    return out
 
 
 def rows_of(law: Sequence[torch.Tensor], b: int, num_nodes: int, vocab_size: int) -> Any:

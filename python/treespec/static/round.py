@@ -15,9 +15,10 @@ import torch
 from treespec.device import Trees, Verdicts, check_status, round_keys
 from treespec.static.attention import RowMask
 from treespec.static.drafting import Drafted, DraftStep, Observed, StaticDrafter
+from treespec.static.grammar import packed_nodes
 from treespec.static.kv import StaticKv
 from treespec.static.levels import schedule
-from treespec.static.runner import StaticRunner
+from treespec.static.runner import RowStates, StaticRunner
 
 OPS = torch.ops.treespec
 _HEADS = 5  # numbers in front of the lists of a result: nodes, accepted, status, depth, expectation
@@ -74,6 +75,8 @@ class SequenceStart(NamedTuple):
         Seven numbers in the order of `treespec.static.ops.PARAM_NAMES`.
     seed, sequence_id
         Key of all draws.
+    biases
+        Tokens, and what is added to their logits.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -81,6 +84,45 @@ class SequenceStart(NamedTuple):
     params: tuple[float, ...]
     seed: int
     sequence_id: int
+    biases: tuple[tuple[int, float], ...] = ()
+
+
+class Biases(NamedTuple):
+    """Logit biases of B sequences.
+
+    Attributes
+    ----------
+    token, value
+        ``[B, n]`` int32 (-1: none) and float64.
+    """
+
+    token: torch.Tensor
+    value: torch.Tensor
+
+
+class Scored(NamedTuple):
+    """What the target says of trees: logits ``[B, M, V]``, and the states that were asked for."""
+
+    logits: torch.Tensor
+    states: RowStates
+
+
+class Judgement(NamedTuple):
+    """How trees are judged; a graph serves one.
+
+    Attributes
+    ----------
+    verifier
+        A name of `treespec.verifier_names` for the recipe's proposal.
+    num_biases
+        n of the `RoundState.biases` that count; 0: none.
+    restricted
+        Whether `RoundState.allowed` counts.
+    """
+
+    verifier: str
+    num_biases: int = 0
+    restricted: bool = False
 
 
 class RoundResult(NamedTuple):
@@ -119,6 +161,15 @@ class RoundState:
         ``[B, T]``, ``[B]``, ``[B]`` int32: committed tokens and the position of the root.
     params, seed, sequence_id
         ``[B, 7]`` float64, ``[B]`` int64, ``[B]`` int64.
+    biases, num_biases
+        Logit biases by their width, a power of two, and the width of those that count; 0: none.
+    nodes
+        ``[B, 1 + 3 M]`` int32 of `packed_nodes`, where the host looks at the trees.
+    allowed
+        ``[B, M, ceil(V / 32)]`` int32, see `verify_trees`; None until a sequence asks for it.
+    drafted, scored
+        By envelope, what parts of a round leave for the next one. A graph has addresses of its own
+        for them, which these keep from being used again.
     status
         ``[B]`` int32: what the round under way has found wrong with its data.
     results
@@ -140,11 +191,18 @@ class RoundState:
         self.prefix_length, self.prompt_length = zeros(batch), zeros(batch)
         self.params = zeros(batch, 7, dtype=torch.float64)
         self.seed, self.sequence_id = (zeros(batch, dtype=torch.int64) for _ in range(2))
+        self.biases: dict[int, Biases] = {}
+        self.num_biases = 0
+        self.nodes = zeros(batch, 1 + 3 * max_nodes)
+        self.allowed: torch.Tensor | None = None
+        self.drafted: dict[int, Drafted] = {}
+        self.scored: dict[int, Scored] = {}
         self.results = zeros(batch, _HEADS + 2 * max_tokens + max_nodes)
 
     def start(self, sequences: Sequence[SequenceStart]) -> None:
         """Write B sequences, whose keys and values are loaded but for those of their roots."""
-        for place, (tokens, prompt_length, params, seed, sequence_id) in enumerate(sequences):
+        self._set_biases([sequence.biases for sequence in sequences])
+        for place, (tokens, prompt_length, params, seed, sequence_id, _) in enumerate(sequences):
             self.history[place, : len(tokens)] = torch.from_numpy(tokens)
             self.params[place] = torch.tensor(params, dtype=torch.float64)
             for column, value in (
@@ -154,6 +212,31 @@ class RoundState:
                 (self.sequence_id, sequence_id),
             ):
                 column[place] = value
+
+    def _set_biases(self, biases: Sequence[tuple[tuple[int, float], ...]]) -> None:
+        """Pad them to a power of two, so that few graphs serve all."""
+        longest = max(map(len, biases))
+        self.num_biases = 1 << (longest - 1).bit_length() if longest else 0
+        if not longest:
+            return
+        shape, device = (len(biases), self.num_biases), self.active.device
+        if self.num_biases not in self.biases:
+            token = torch.empty(shape, dtype=torch.int32, device=device)
+            value = torch.empty(shape, dtype=torch.float64, device=device)
+            self.biases[self.num_biases] = Biases(token, value)
+        own = self.biases[self.num_biases]
+        padded = [[*pairs, *[(-1, 0.0)] * (shape[1] - len(pairs))] for pairs in biases]
+        numbers = torch.tensor(padded, dtype=torch.float64)
+        own.token.copy_(numbers[..., 0])
+        own.value.copy_(numbers[..., 1])
+
+    def allow(self, vocab_size: int) -> torch.Tensor:
+        """`allowed`, which is made if need be."""
+        if self.allowed is None:
+            batch, max_nodes = len(self.active), (self.nodes.shape[1] - 1) // 3
+            shape = (batch, max_nodes, -(-vocab_size // 32))
+            self.allowed = torch.full(shape, -1, dtype=torch.int32, device=self.active.device)
+        return self.allowed
 
     def set_active(self, active: Sequence[bool]) -> None:
         """Say which sequences go on."""
@@ -217,13 +300,18 @@ def play(recipe: RoundRecipe, state: RoundState, part: str, envelope: int, *how:
     PARTS[part](recipe, state, state.draft_step(envelope), *how)
 
 
-def play_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, verifier: str) -> None:
+def play_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, how: Judgement) -> None:
     """All parts, for drafters whose calls are known."""
+    draft_trees(recipe, state, step)
+    finish_round(recipe, state, step, how)
+
+
+def draft_trees(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
+    """All calls of a drafter whose calls are known."""
     assert recipe.drafter.widths is not None
     begin_round(recipe, state, step)
     for width, num_slots in schedule(recipe.drafter.widths):
         grow_trees(recipe, state, step, width, num_slots)
-    finish_round(recipe, state, step, verifier)
 
 
 def begin_round(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
@@ -239,25 +327,30 @@ def grow_trees(
     recipe.drafter.grow(state.draft, step, width, num_slots)
 
 
-def finish_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, verifier: str) -> None:
-    """Tree, mask, target, verdict and commit; the results are in ``state.results``.
-
-    Parameters
-    ----------
-    verifier
-        A name of `treespec.verifier_names` for the recipe's proposal.
-    """
+def finish_round(recipe: RoundRecipe, state: RoundState, step: DraftStep, how: Judgement) -> None:
+    """Tree, mask, target, verdict and commit; the results are in ``state.results``."""
     drafted = recipe.drafter.finish(state.draft, step)
-    trees = drafted.trees
-    bits, positions = OPS.mask_trees(
-        trees.num_nodes, trees.parent, trees.depth, state.prefix_length, state.status
-    )
-    mask = RowMask(state.prefix_length, bits, positions, positions, step.envelope)
-    logits, states = recipe.target.forward_with_states(state.target_kv, trees.token, mask)
-    verdicts = _verify(recipe, verifier, state, drafted, logits)
-    observed = Observed(*_commit(state, trees, verdicts), states)
-    recipe.drafter.observe(state.draft, step, observed)
-    state.prefix_length.add_(observed.count)
+    _judge(recipe, state, step, drafted, _score(recipe, state, step, drafted.trees), how)
+
+
+def show_trees(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
+    """The trees, for a host that looks at them."""
+    if recipe.drafter.widths is not None:
+        draft_trees(recipe, state, step)
+    drafted = state.drafted[step.envelope] = recipe.drafter.finish(state.draft, step)
+    state.nodes.copy_(packed_nodes(drafted.trees))
+
+
+def score_trees(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
+    """Mask and target."""
+    trees = state.drafted[step.envelope].trees
+    state.scored[step.envelope] = _score(recipe, state, step, trees)
+
+
+def judge_trees(recipe: RoundRecipe, state: RoundState, step: DraftStep, how: Judgement) -> None:
+    """Verdict and commit."""
+    drafted, scored = state.drafted[step.envelope], state.scored[step.envelope]
+    _judge(recipe, state, step, drafted, scored, how)
 
 
 PARTS: dict[str, Callable[..., None]] = {
@@ -266,12 +359,40 @@ PARTS: dict[str, Callable[..., None]] = {
     "begin": begin_round,
     "grow": grow_trees,
     "finish": finish_round,
+    # Where the host looks at the trees, instead of "round" or "finish":
+    "trees": show_trees,
+    "target": score_trees,
+    "judge": judge_trees,
 }
+
+
+def _score(recipe: RoundRecipe, state: RoundState, step: DraftStep, trees: Trees) -> Scored:
+    """Write the rows of the trees behind the prefix."""
+    bits, positions = OPS.mask_trees(
+        trees.num_nodes, trees.parent, trees.depth, state.prefix_length, state.status
+    )
+    mask = RowMask(state.prefix_length, bits, positions, positions, step.envelope)
+    return Scored(*recipe.target.forward_with_states(state.target_kv, trees.token, mask))
+
+
+def _judge(
+    recipe: RoundRecipe,
+    state: RoundState,
+    step: DraftStep,
+    drafted: Drafted,
+    scored: Scored,
+    how: Judgement,
+) -> None:
+    """Keep what is accepted, of the target's rows and in the drafter."""
+    verdicts = _verify(recipe, how, state, drafted, scored.logits)
+    observed = Observed(*_commit(state, drafted.trees, verdicts), scored.states)
+    recipe.drafter.observe(state.draft, step, observed)
+    state.prefix_length.add_(observed.count)
 
 
 def _verify(
     recipe: RoundRecipe,
-    verifier: str,
+    how: Judgement,
     state: RoundState,
     drafted: Drafted,
     logits: torch.Tensor,
@@ -279,7 +400,7 @@ def _verify(
     trees, law = drafted
     arrays = [] if law is None else [law.row_of_node, law.prob, law.token, law.row_offset]
     verdicts = OPS.verify_trees(
-        verifier,
+        how.verifier,
         recipe.proposal,
         recipe.lossy,
         recipe.max_tokens - 1,
@@ -296,9 +417,8 @@ def _verify(
         state.prefix_length,
         state.prompt_length,
         state.params,
-        None,
-        None,
-        None,
+        *state.biases.get(how.num_biases, (None, None)),
+        state.allowed if how.restricted else None,
         state.seed,
         state.sequence_id,
         state.status,
