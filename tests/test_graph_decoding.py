@@ -26,6 +26,7 @@ from treespec.static.choice import make_attention
 from treespec.static.round import Judgement
 from treespec.static.runner import StaticRunner
 from treespec.static.split_attention import SplitAttention
+from treespec.targets.hf import HfTarget
 from treespec.targets.hf_model import decoder_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -820,19 +821,25 @@ def test_other_targets_are_refused() -> None:
         SpeculativeDecoder(target, drafter, graph=True)
 
 
-def test_auto_falls_back_with_the_reason(monkeypatch: Any, caplog: Any) -> None:
-    made = decoder("opt_tree", False)
-    arguments = {
-        "builder": made.builder,
-        "options": {},
-        "verifier": "auto",
-        "node_budget": 8,
-        "draft_temperature": None,
-    }
-    with caplog.at_level(logging.INFO, "treespec"):
-        target, drafter = made.target, drafter_object("ngram")
-        assert decoding.make_graph_rounds(target, drafter, required=False, **arguments) is None
-    assert "rounds run step by step: graph: target must be a Hugging Face" in caplog.text
+@pytest.mark.parametrize("compiled", [False, True])
+def test_auto_falls_back_with_the_reason(compiled: bool, monkeypatch: Any, caplog: Any) -> None:
+    """It is a warning where it makes a setting void."""
+    target, ignored = HfTarget(target_model("llama")), " and compile=True is ignored" * compiled
+    rest = {"graph": "auto", "compile": compiled, "builder": "chain"}
+
+    def reason(drafter: Any) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "treespec"):
+            assert SpeculativeDecoder(target, drafter, **rest).graph is None
+        [record] = caplog.records
+        assert record.levelname == ("WARNING" if compiled else "INFO")
+        prefix = f"rounds run step by step{ignored}: graph: "
+        assert record.getMessage().startswith(prefix)
+        return record.getMessage().removeprefix(prefix)
+
+    assert reason(drafter_object("ngram")) == "'auto' is for models on a GPU, target is on cpu"
+    monkeypatch.setattr(HfTarget, "device", property(lambda own: torch.device("cuda")))
+    assert reason(drafter_object("ngram")).startswith("target must be a Hugging Face model")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from treespec.selector.selector import Selector
     from treespec.static.decoding import GraphRounds
+
+LOGGER = logging.getLogger("treespec")
 
 PlayRound = Callable[[Sequence[Generation], Clock], None]
 
@@ -86,7 +89,8 @@ class SpeculativeDecoder:
         GPU has run it.
     compile
         With `graph`: let torch.compile fuse what lies between the attentions of language models
-        and of EAGLE-3; the first rounds of every shape then take long.
+        and of EAGLE-3; the first rounds of every shape then take long. Ignored, with a warning that
+        has the reason, where ``graph="auto"`` goes step by step.
     selector
         With ``builder="delayed"``: a `Selector`, or the file of one, that chooses (K, L1, L2) for
         every round (docs/selector.md). `node_budget` and `max_depth` then bound its choice; the
@@ -175,7 +179,7 @@ class SpeculativeDecoder:
             )
         if compile and graph is False:
             raise ValueError("load: compile must be False with graph=False, got True")
-        self.graph = None if chosen else self._graph_rounds(graph, options, compile)
+        self.graph = self._graph_rounds(graph, options, compile)
 
     def _selector_plan(
         self,
@@ -216,16 +220,38 @@ class SpeculativeDecoder:
     def _graph_rounds(
         self, graph: bool | str, options: Mapping[str, Any], compiled: bool
     ) -> GraphRounds | None:
+        """Static rounds; where ``"auto"`` finds none, the reason is logged."""
         if graph not in (True, False, "auto"):
             raise ValueError(f"load: graph must be True, False or 'auto', got {graph!r}")
-        if graph is False or (graph == "auto" and self.target.device.type != "cuda"):
+        if graph is False:
             return None
-        from treespec.static.decoding import make_graph_rounds
+        try:
+            if graph == "auto":
+                self._check_worthwhile()
+            return self._make_graph_rounds(options, compiled)
+        except NotImplementedError as error:
+            if graph is True:
+                raise
+            level = logging.WARNING if compiled else logging.INFO
+            ignored = " and compile=True is ignored" if compiled else ""
+            LOGGER.log(level, "rounds run step by step%s: %s", ignored, error)
+            return None
 
-        rounds: GraphRounds | None = make_graph_rounds(
+    def _check_worthwhile(self) -> None:
+        """Raise NotImplementedError where ``graph="auto"`` does not look any further."""
+        if not isinstance(self.planner, FixedPlan):
+            raise NotImplementedError("graph: a profile changes the trees from round to round")
+        if self.target.device.type != "cuda":
+            raise NotImplementedError(
+                f"graph: 'auto' is for models on a GPU, target is on {self.target.device}"
+            )
+
+    def _make_graph_rounds(self, options: Mapping[str, Any], compiled: bool) -> GraphRounds:
+        from treespec.static.decoding import GraphRounds
+
+        return GraphRounds(
             self.target,
             self.drafter,
-            required=graph is True,
             builder=self.builder,
             options=options,
             verifier=self.verifier_name,
@@ -234,7 +260,6 @@ class SpeculativeDecoder:
             lossy=self.lossy,
             compiled=compiled,
         )
-        return rounds
 
     def _default_budget(self, options: Mapping[str, Any]) -> int:
         """The nodes that the options ask for, else what suits the device."""

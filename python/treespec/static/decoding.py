@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,8 +30,6 @@ from treespec.static.runner import StaticRunner
 from treespec.stats import Clock
 from treespec.targets.hf import HfTarget
 from treespec.targets.hf_model import text_config
-
-LOGGER = logging.getLogger("treespec")
 
 # The most levels of a tree that verifiers from the bottom up hold on a device.
 _MOST_LEVELS = {"traversal": 128, "block": 128}
@@ -308,17 +305,6 @@ class GraphRun:
         if active != self._active:
             self._active = active
             state.set_active(active)
-
-
-def make_graph_rounds(target: Any, drafter: Any, *, required: bool, **rest: Any) -> Any:
-    """`GraphRounds`, or None for what it refuses, unless they are `required`."""
-    try:
-        return GraphRounds(target, drafter, **rest)
-    except NotImplementedError as error:
-        if required:
-            raise
-        LOGGER.info("rounds run step by step: %s", error)
-        return None
 
 
 def _bucket(width: int, most: int) -> int:
