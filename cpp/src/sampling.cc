@@ -26,8 +26,7 @@ class ScoreChanges {
 
   void run(const History& history, ArrayView<const int32_t> path, const uint32_t* allowed) {
     for (const auto& [token, bias] : params_.logit_bias) {
-      TREESPEC_CHECK(token >= 0 && token < size_,
-                     "SamplingParams: logit_bias token must be in [0, ", size_, "), got ", token);
+      check_biased_token(token, size_);
       scores_[token] += static_cast<T>(bias);
     }
     if (params_.has_penalties()) penalise(history, path);
@@ -123,6 +122,11 @@ int32_t largest_of(const RowsView& scores, int64_t row) {
 }
 
 }  // namespace
+
+void check_biased_token(int32_t token, int64_t vocab_size) {
+  TREESPEC_CHECK(token >= 0 && token < vocab_size,
+                 "SamplingParams: logit_bias token must be in [0, ", vocab_size, "), got ", token);
+}
 
 void check_sampling(const SamplingParams& params) {
   const auto rule = [](bool sound, const char* name, const char* range, auto value) {

@@ -215,29 +215,24 @@ std::string_view auto_verifier(Proposal proposal, bool greedy) {
   throw InvalidArgument("auto_verifier: unknown proposal mode");
 }
 
-namespace {
-
-void check_inputs(const VerifierInfo& info, const TokenTree& tree, const TargetRows& target_rows,
-                  const DraftLaw& draft_law, bool lossy) {
+void check_round(std::string_view name, const TokenTree& tree, int32_t vocab_size,
+                 int32_t law_vocab_size, bool lossy) {
   require_sound("verify", tree);
-  check_verifier(info, tree, !draft_law.empty(), lossy);
-  TREESPEC_CHECK(draft_law.vocab_size() <= target_rows.vocab_size(),
-                 "draft_probs: vocabulary must be at most the target's (", target_rows.vocab_size(),
-                 "), got ", draft_law.vocab_size());
+  check_verifier(verifier_info(name), tree, law_vocab_size > 0, lossy);
+  TREESPEC_CHECK(law_vocab_size <= vocab_size,
+                 "draft_probs: vocabulary must be at most the target's (", vocab_size, "), got ",
+                 law_vocab_size);
   for (int32_t i = 1; i < tree.num_nodes(); ++i) {
-    TREESPEC_CHECK(tree.token[i] < target_rows.vocab_size(), "tree: token[", i,
-                   "] must be below the target's vocabulary (", target_rows.vocab_size(), "), got ",
+    TREESPEC_CHECK(tree.token[i] < vocab_size, "tree: token[", i,
+                   "] must be below the target's vocabulary (", vocab_size, "), got ",
                    tree.token[i]);
   }
 }
 
-}  // namespace
-
 Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
                const DraftLaw& draft_law, const Coins& coins, bool lossy) {
-  const VerifierInfo& info = verifier_info(name);
-  check_inputs(info, tree, target_rows, draft_law, lossy);
-  Verdict verdict = info.make()->verify(tree, target_rows, draft_law, coins);
+  check_round(name, tree, target_rows.vocab_size(), draft_law.vocab_size(), lossy);
+  Verdict verdict = make_verifier(name)->verify(tree, target_rows, draft_law, coins);
   for (const int32_t node : verdict.accepted_nodes) verdict.tokens.push_back(tree.token[node]);
   verdict.tokens.push_back(verdict.next_token);
   return verdict;
@@ -246,9 +241,8 @@ Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_
 std::vector<double> node_probability(std::string_view name, const TokenTree& tree,
                                      TargetRows& target_rows, const DraftLaw& draft_law,
                                      bool lossy) {
-  const VerifierInfo& info = verifier_info(name);
-  check_inputs(info, tree, target_rows, draft_law, lossy);
-  return info.make()->node_probability(tree, target_rows, draft_law);
+  check_round(name, tree, target_rows.vocab_size(), draft_law.vocab_size(), lossy);
+  return make_verifier(name)->node_probability(tree, target_rows, draft_law);
 }
 
 }  // namespace treespec

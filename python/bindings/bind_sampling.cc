@@ -69,7 +69,16 @@ void bind_sampling(py::module_& m) {
            py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
            py::arg("repetition_penalty") = 1.0, py::arg("presence_penalty") = 0.0,
            py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = std::map<int32_t, double>{})
-      .def_readonly("temperature", &SamplingParams::temperature);
+      .def_readonly("temperature", &SamplingParams::temperature)
+      .def_readonly("top_k", &SamplingParams::top_k)
+      .def_readonly("top_p", &SamplingParams::top_p)
+      .def_readonly("min_p", &SamplingParams::min_p)
+      .def_readonly("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_readonly("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readonly("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readonly("logit_bias", &SamplingParams::logit_bias, "(token, bias), by token.")
+      .def_property_readonly("has_penalties", &SamplingParams::has_penalties,
+                             "Whether earlier tokens change a row.");
   m.def("process_logits", &weights_of, py::arg("logits"), py::arg("params"), py::arg("history_ids"),
         py::arg("prompt_length"), py::arg("path"), py::arg("allowed") = py::none(),
         "[V] float64 weights exp(score - max), 0 off the support.");

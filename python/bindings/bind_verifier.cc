@@ -11,6 +11,7 @@ namespace {
 
 using Accept = std::optional<std::vector<std::vector<double>>>;
 using Sample = std::optional<std::vector<double>>;
+using Shape = std::pair<int64_t, int64_t>;
 
 std::string resolve(const std::string& name, const TokenTree& tree, bool greedy) {
   return name == "auto" ? std::string(auto_verifier(tree.proposal, greedy)) : name;
@@ -65,6 +66,36 @@ Verdict verify_logit_rows(const TokenTree& tree, const py::object& target_logits
   LogitRows rows(logits, tree, params, {view(history), prompt_length}, words);
   return verify(resolve(verifier, tree, params.temperature == 0.0), tree, rows, law.law,
                 Coins({seed, sequence_id, position}), lossy);
+}
+
+/// Throws for rows of a tree's own law that are none.
+void check_rows(const DraftLaw& law, const TokenTree& tree) {
+  std::vector<int32_t> token;
+  std::vector<double> prob;
+  for (int32_t i = 0; i < tree.num_nodes(); ++i) {
+    if (!tree.draws(i).empty()) law.load(i, token, prob);
+  }
+}
+
+/// Throws for what verify_logits refuses without looking at a logit. Shapes are `[rows, V]`;
+/// without that of draft_probs the law is the tree's own, whose rows are checked.
+void check_logit_round(const TokenTree& tree, const Shape& target_logits,
+                       const std::optional<Shape>& draft_probs, const SamplingParams& params,
+                       const std::string& verifier, const py::object& prefix_ids,
+                       int64_t prompt_length, bool lossy) {
+  const auto [num_rows, width] = target_logits;
+  const IntArray history = int_array(prefix_ids, "prefix_ids");
+  const RowsView elsewhere{nullptr, DType::kFloat32, num_rows, width, width};
+  const LogitRows rows(elsewhere, tree, params, {view(history), prompt_length}, nullptr);
+  for (const auto& [token, bias] : params.logit_bias) check_biased_token(token, width);
+  TREESPEC_CHECK(!draft_probs || draft_probs->first == tree.num_nodes(),
+                 "draft_probs: shape must be [", tree.num_nodes(), ", V], got [",
+                 draft_probs->first, ", ", draft_probs->second, "]");
+  const DraftLaw own(tree.draft_probs);
+  const int64_t law_width = draft_probs ? draft_probs->second : own.vocab_size();
+  const std::string name = resolve(verifier, tree, params.temperature == 0.0);
+  check_round(name, tree, rows.vocab_size(), static_cast<int32_t>(law_width), lossy);
+  if (!draft_probs && verifier_info(name).needs_draft_law) check_rows(own, tree);
 }
 
 /// A verdict that was found elsewhere.
@@ -132,6 +163,13 @@ void bind_verifier(py::module_& m) {
         py::arg("draft_probs"), py::arg("params"), py::arg("verifier"), py::arg("prefix_ids"),
         py::arg("prompt_length"), py::arg("allowed"), py::arg("seed"), py::arg("sequence_id"),
         py::arg("position"), py::arg("lossy") = false);
+  m.def("check_logit_round", &check_logit_round, py::arg("tree"), py::arg("target_logits"),
+        py::arg("draft_probs"), py::arg("params"), py::arg("verifier"), py::arg("prefix_ids"),
+        py::arg("prompt_length"), py::arg("lossy") = false,
+        R"(Raises for what verify_logits refuses without looking at a logit.
+
+target_logits, draft_probs: [rows, V], the shapes of arrays that are elsewhere. Without draft_probs
+the law is the tree's own, whose rows are checked.)");
   m.def(
       "check_verifier",
       [](const std::string& name, const std::string& proposal, bool chain, bool lossy) {
@@ -145,6 +183,10 @@ void bind_verifier(py::module_& m) {
         return std::string(auto_verifier(parse_proposal(proposal), greedy));
       },
       py::arg("proposal"), py::arg("greedy"), "What verifier=\"auto\" stands for.");
+  m.def(
+      "needs_draft_law",
+      [](const std::string& name) { return verifier_info(name).needs_draft_law; },
+      py::arg("verifier"), "Whether it reads the laws that tokens were drawn from.");
   m.def(
       "verifier_table",
       [] {

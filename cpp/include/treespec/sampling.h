@@ -33,6 +33,9 @@ struct SamplingParams {
 /// Throws InvalidArgument naming the parameter, the rule and the value.
 void check_sampling(const SamplingParams& params);
 
+/// The same for a token of `logit_bias`.
+void check_biased_token(int32_t token, int64_t vocab_size);
+
 /// The committed text that penalties look at: prompt + output, the root included as its last token.
 struct History {
   ArrayView<const int32_t> token_ids;

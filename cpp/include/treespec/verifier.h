@@ -153,6 +153,11 @@ void check_verifier(const VerifierInfo& info, Proposal proposal, bool chain, boo
 void check_verifier(const VerifierInfo& info, const TokenTree& tree, bool has_draft_law,
                     bool lossy = false);
 
+/// What `verify` checks before it reads a row; for rows that are elsewhere. `law_vocab_size`: 0
+/// without a draft law.
+void check_round(std::string_view name, const TokenTree& tree, int32_t vocab_size,
+                 int32_t law_vocab_size, bool lossy = false);
+
 /// Checks the pair, verifies, and completes Verdict::tokens. `name` is not "auto".
 Verdict verify(std::string_view name, const TokenTree& tree, TargetRows& target_rows,
                const DraftLaw& draft_law, const Coins& coins, bool lossy = false);

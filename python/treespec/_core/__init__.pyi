@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import device
-__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_scalars', 'root_tree', 'sample_at_position', 'score_lists', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
+__all__: list[str] = ['BudgetRule', 'CandidateSource', 'CostModel', 'DelayedSelector', 'Frontier', 'FrontierNode', 'KvBuffers', 'Marginals', 'NgramIndex', 'PlannedBuilders', 'RoundPlan', 'RowParams', 'SuffixIndex', 'TokenTree', 'Transitions', 'TreeBuilder', 'TreeGrowth', 'Trie', 'Verdict', 'alpha_star', 'ancestor_bits', 'auto_verifier', 'beginning_of', 'builder_table', 'check_growth_map', 'check_logit_round', 'check_tree', 'check_verifier', 'child_slot', 'cuda_built', 'cuda_device_count', 'demo_acceptance', 'demo_accuracy', 'device', 'fill_mask', 'fixed_sum', 'inverse_cdf', 'needs_draft_law', 'node_acceptance', 'node_probability', 'non_increasing_fit', 'optimal_growth_map', 'optimal_growth_map_dp', 'philox', 'preorder_intervals', 'process_logits', 'random53', 'require_sound', 'root_scalars', 'root_tree', 'sample_at_position', 'score_lists', 'sequence_ids', 'share_budget', 'tree_positions', 'verifier_table', 'verify', 'verify_logits']
 class TokenTree:
     """
     The draft tree of one round; node 0 is the root.
@@ -241,7 +241,35 @@ class RowParams:
     def __init__(self, *, temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0, frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0, logit_bias: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex] = {}) -> None:
         ...
     @property
+    def frequency_penalty(self) -> float:
+        ...
+    @property
+    def has_penalties(self) -> bool:
+        """
+        Whether earlier tokens change a row.
+        """
+    @property
+    def logit_bias(self) -> list[tuple[int, float]]:
+        """
+        (token, bias), by token.
+        """
+    @property
+    def min_p(self) -> float:
+        ...
+    @property
+    def presence_penalty(self) -> float:
+        ...
+    @property
+    def repetition_penalty(self) -> float:
+        ...
+    @property
     def temperature(self) -> float:
+        ...
+    @property
+    def top_k(self) -> int:
+        ...
+    @property
+    def top_p(self) -> float:
         ...
 class Verdict:
     """
@@ -482,6 +510,13 @@ def check_growth_map(parent: collections.abc.Sequence[typing.SupportsInt | typin
     """
     Raises ValueError for a parent that is no earlier node.
     """
+def check_logit_round(tree: TokenTree, target_logits: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], draft_probs: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None, params: RowParams, verifier: str, prefix_ids: typing.Any, prompt_length: typing.SupportsInt | typing.SupportsIndex, lossy: bool = False) -> None:
+    """
+    Raises for what verify_logits refuses without looking at a logit.
+    
+    target_logits, draft_probs: [rows, V], the shapes of arrays that are elsewhere. Without draft_probs
+    the law is the tree's own, whose rows are checked.
+    """
 def check_tree(tree: TokenTree) -> list[str]:
     """
     Violated invariants; [] for a sound tree.
@@ -524,6 +559,10 @@ def fixed_sum(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -
 def inverse_cdf(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], u: typing.SupportsFloat | typing.SupportsIndex) -> int:
     """
     Smallest id whose cumulative weight exceeds u * total.
+    """
+def needs_draft_law(verifier: str) -> bool:
+    """
+    Whether it reads the laws that tokens were drawn from.
     """
 def node_acceptance(parent: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], acceptance: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]]) -> list[float]:
     """
