@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import treespec
+from treespec import _core, placement
 from treespec.device import native
 
 ORDERS = (0, 3)  # in which the emulation resumes threads
@@ -46,3 +48,41 @@ def use_backend(backend, monkeypatch):
     ops.set_order(backend)
     monkeypatch.setattr(native, "ops", ops)
     return "cpu"
+
+
+class There(NamedTuple):
+    """A device, and what was copied off it as a whole."""
+
+    device: str
+    copied: list[Any]
+
+    def __call__(self, array: Any) -> torch.Tensor:
+        """The array on the device."""
+        return torch.as_tensor(array).to(self.device)
+
+
+def arrays_there(backend, monkeypatch):
+    """A backend for the functions of treespec itself, which ask arrays where they are.
+
+    On the emulation torch tensors pass for arrays on a GPU (see `gpu_of_tensor`), and NumPy ones
+    are on the host.
+    """
+    place = use_backend(backend, monkeypatch)
+    if place == "cpu":
+        monkeypatch.setattr(placement, "gpu_of", gpu_of_tensor)
+        monkeypatch.setattr(_core, "cuda_built", lambda: True)
+    copied: list[Any] = []
+    to_host = placement.in_host_memory
+
+    def in_host_memory(array):
+        if placement.gpu_of(array) is not None:
+            copied.append(array)
+        return to_host(array)
+
+    monkeypatch.setattr(placement, "in_host_memory", in_host_memory)
+    return There(place, copied)
+
+
+def gpu_of_tensor(array):
+    """In place of `placement.gpu_of`: of tensors, their attribute `gpu` if they have one, or 0."""
+    return getattr(array, "gpu", 0) if isinstance(array, torch.Tensor) else None

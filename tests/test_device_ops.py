@@ -851,7 +851,7 @@ class OnGpu:
 def test_arrays_in_the_wrong_memory_are_refused(place):
     there = OnGpu(torch.zeros(8, 4), in_capsule=True)
     with pytest.raises(NotImplementedError, match=r"must be in host memory.*treespec\.device"):
-        treespec.commit_kv(there, 0, [0])
+        _core.KvBuffers([there])
     if place == "cpu":  # the emulation's memory is the host's
         status = OnGpu(device.new_status(1, place), in_capsule=True)
         trees = device.Trees.pack([treespec.TokenTree([0], parent=[-1])], device=place)

@@ -30,7 +30,14 @@ PySource make_marginals(const py::object& token, const py::object& logprob) {
   return out;
 }
 
+PySource marginals_on_gpu(const py::object& logits, int32_t width, double temperature) {
+  const py::tuple lists = py::module_::import("treespec.device.host_rows")
+                              .attr("rank_logits")(logits, width, temperature);
+  return make_marginals(lists[0], lists[1]);
+}
+
 PySource marginals_from_logits(const py::object& logits, int32_t width, double temperature) {
+  if (in_cuda_memory(logits)) return marginals_on_gpu(logits, width, temperature);
   const BorrowedArray borrowed = borrow(logits, "logits");
   const RowsView rows = rows_view(borrowed, "logits");
   TREESPEC_CHECK(width >= 1, "Marginals: width must be >= 1, got ", width);
@@ -122,7 +129,8 @@ void bind_source(py::module_& m) {
           "The arrays it was made from, in order.");
   py::class_<PyMarginals, PySource>(m, "Marginals", R"(Depth-wise lists of one-pass drafters.
 
-token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied.)")
+token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied, from CUDA memory,
+too.)")
       .def(py::init([](const py::object& t, const py::object& l) {
              return PyMarginals{make_marginals(t, l)};
            }),
@@ -136,13 +144,15 @@ token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copie
           R"(The `width` likeliest tokens of every row under softmax(logits / temperature).
 
 logits [D, V], float32, float16, bfloat16 or float64, not copied. One pass over memory; a
-log-probability is within 2e-6 of the exact one, ties fall to the lower id. Raises ValueError for
-NaN, +inf, or a row without a finite logit.)");
+log-probability is within 2e-6 of the exact one, ties fall to the lower id. Logits in CUDA memory
+(not float64; V up to 2^18, width up to 1024) are ranked there, bit for bit the same, and the lists
+are copied. Raises ValueError for NaN, +inf, or a row without a finite logit, NotImplementedError
+for what a GPU does not rank.)");
   py::class_<PyTransitions, PySource>(m, "Transitions",
                                       R"(First-order lists of conditional drafters.
 
 token, logprob, next [D, R, K]; next[d, r, k] is the row of depth d + 1 that continues this child,
--1 for a leaf; depth 0 uses row 0 only. Copied.)")
+-1 for a leaf; depth 0 uses row 0 only. Copied, from CUDA memory, too.)")
       .def(py::init([](const py::object& t, const py::object& l, const py::object& n) {
              return PyTransitions{make_transitions(t, l, n)};
            }),

@@ -49,7 +49,7 @@ void set_law(TokenTree& tree, const RowsView& probs) {
 }
 
 std::vector<float> float_list(const py::object& values, const char* name) {
-  const BorrowedArray array = borrow(values, name);
+  const BorrowedArray array = borrow(in_host_memory(values), name);
   TREESPEC_CHECK(array.ndim() == 1 && array.is_float && array.bits == 32 && array.is_contiguous(),
                  name, " must be contiguous float32 of one dimension, got ", array.shape_text());
   const auto* first = static_cast<const float*>(array.data);
@@ -121,7 +121,7 @@ TokenTree make_tree(const py::object& token, const py::object& parent, const std
                  "TokenTree: draft_probs and draft_rows must not both be given");
   if (draft_rows) set_sparse_law(tree, *draft_rows);
   if (draft_probs) {
-    const BorrowedArray borrowed = borrow(*draft_probs, "draft_probs");
+    const BorrowedArray borrowed = borrow(in_host_memory(*draft_probs), "draft_probs");
     const RowsView probs = rows_view(borrowed, "draft_probs");
     TREESPEC_CHECK(probs.num_rows == tree.num_nodes(), "TokenTree: draft_probs must be [",
                    tree.num_nodes(), ", V], got ", borrowed.shape_text());
@@ -171,7 +171,7 @@ Arrays are topological (parent[i] < i) in the builder's pop order. `draws`: chil
 draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
 only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
 law without its zeros, as the property of that name has it. `path_logprob`: [N] float32, 0 when left
-out.)")
+out. All are copied, from CUDA memory, too.)")
       .def(py::init(&make_tree), py::arg("token"), py::kw_only(), py::arg("parent"),
            py::arg("proposal") = "deterministic", py::arg("draws") = py::none(),
            py::arg("draft_probs") = py::none(), py::arg("draft_rows") = py::none(),

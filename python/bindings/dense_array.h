@@ -15,12 +15,14 @@ namespace treespec::python {
 template <class T>
 using Dense = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-/// Anything array-like as NumPy has it; torch tensors in any floating dtype become float32.
+/// Anything array-like as NumPy has it; torch tensors in any floating dtype become float32, and
+/// what is in CUDA memory is copied.
 template <class T>
 py::array plain_array(const py::object& values, const char* name) {
   if constexpr (std::is_same_v<T, int32_t>) return whole_numbers(values, name);
-  const bool tensor = py::hasattr(values, "detach");
-  const py::object plain = tensor ? values.attr("detach")().attr("float")() : values;
+  const py::object here = in_host_memory(values);
+  const bool tensor = py::hasattr(here, "detach");
+  const py::object plain = tensor ? here.attr("detach")().attr("float")() : here;
   return py::module_::import("numpy").attr("asarray")(plain);
 }
 

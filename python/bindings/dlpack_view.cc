@@ -121,6 +121,16 @@ BorrowedArray borrow_anywhere(const py::object& array, const char* name) {
                                        py::str(py::type::of(array)).cast<std::string>()));
 }
 
+bool in_cuda_memory(const py::object& array) {
+  if (py::isinstance<py::array>(array)) return false;
+  return !py::module_::import("treespec.placement").attr("gpu_of")(array).is_none();
+}
+
+py::object in_host_memory(const py::object& values) {
+  if (!in_cuda_memory(values)) return values;
+  return py::module_::import("treespec.placement").attr("in_host_memory")(values);
+}
+
 DType float_dtype(const BorrowedArray& array, const char* name) {
   TREESPEC_CHECK(array.is_float, name, ": dtype must be a floating type, got integers");
   if (array.is_bfloat) return DType::kBFloat16;
@@ -139,7 +149,8 @@ RowsView rows_view(const BorrowedArray& array, const char* name) {
 }
 
 py::array whole_numbers(const py::object& values, const char* name) {
-  const py::object plain = py::hasattr(values, "detach") ? values.attr("detach")() : values;
+  const py::object here = in_host_memory(values);
+  const py::object plain = py::hasattr(here, "detach") ? here.attr("detach")() : here;
   const py::array array = py::module_::import("numpy").attr("asarray")(plain);
   const char kind = array.dtype().kind();
   TREESPEC_CHECK(kind == 'i' || kind == 'u' || array.size() == 0, name, ": must be integers");

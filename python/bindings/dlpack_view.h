@@ -40,6 +40,10 @@ BorrowedArray borrow(const py::object& array, const char* name);
 /// The same for memory of any device. Orders no streams: the caller's is the one its array is on.
 BorrowedArray borrow_anywhere(const py::object& array, const char* name);
 
+bool in_cuda_memory(const py::object& array);
+/// What is in CUDA memory as a copy in host memory; anything else as it is.
+py::object in_host_memory(const py::object& values);
+
 /// The element type of a floating array; throws InvalidArgument for integers.
 DType float_dtype(const BorrowedArray& array, const char* name);
 

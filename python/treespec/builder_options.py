@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from treespec._core import TreeBuilder
 from treespec.calibration import Calibration
 from treespec.growth_map import GrowthMap
 
@@ -29,6 +30,16 @@ def resolve_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     if "calibration" in resolved:
         resolved["calibration"] = _pairs(resolved["calibration"])
     return resolved
+
+
+def list_width(builder: TreeBuilder, options: Mapping[str, Any], node_budget: int) -> int | None:
+    """How many of a row's likeliest tokens are enough for a builder with these resolved options.
+
+    None: whole rows are wanted. A tempered score has the normaliser of a whole row, and so has the
+    law of drawn tokens.
+    """
+    tempered = options.get("score_temperature", 1) != 1
+    return None if tempered or builder.proposal != "deterministic" else max(node_budget, 1)
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec._core import TokenTree, Verdict
-from treespec.builder_options import resolve_options
+from treespec.builder_options import list_width, resolve_options
 from treespec.config import AllowedTokens, SamplingParams
 from treespec.drafts.base import Drafter, DraftSettings
 from treespec.generation import Generation, OnRound, Piece, RoundRecord
@@ -140,15 +140,11 @@ class SpeculativeDecoder:
         self.builder_name, self.verifier_name = builder, verifier
         self.builder = _core.TreeBuilder(builder, **options)
         self._max_depth = options.get("max_depth", UNLIMITED)
-        # A tempered score has the normaliser of a whole row, and so has the law of drawn tokens.
-        whole_rows = (
-            options.get("score_temperature", 1) != 1 or self.builder.proposal != "deterministic"
-        )
         own_budget = node_budget
         if node_budget is None:
             node_budget = MAX_NODES if chosen else self._default_budget(options)
         self.node_budget = node_budget
-        self._list_width = None if whole_rows else max(node_budget, 1)
+        self._list_width = list_width(self.builder, options, node_budget)
         self.draft_temperature, self.lossy = draft_temperature, lossy
         if self.node_budget < 0:
             raise ValueError(f"load: node_budget must be >= 0, got {self.node_budget}")

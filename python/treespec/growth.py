@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from treespec import _core
+from treespec import _core, placement
 from treespec.drafts.base import RankedRows
 from treespec.stats import Clock
 
@@ -35,11 +35,15 @@ class Recipe(NamedTuple):
         Its options included.
     node_budget, max_depth
         Most drafted nodes, and the deepest of them.
+    list_width
+        How many of a row's likeliest tokens are enough: rows on a GPU are then ranked there, if it
+        can. None: whole rows are wanted.
     """
 
     builder: _core.TreeBuilder
     node_budget: int
     max_depth: int = UNLIMITED
+    list_width: int | None = None
 
 
 def source_kind(source: Any) -> str:
@@ -60,11 +64,12 @@ def grow_tree(
     node_budget: int,
     *,
     max_depth: int = UNLIMITED,
+    list_width: int | None = None,
     key: RoundKey = _DEFAULT_KEY,
     root_token: int = 0,
 ) -> _core.TokenTree:
     """Grow one tree from one source."""
-    recipe = Recipe(builder, node_budget, max_depth)
+    recipe = Recipe(builder, node_budget, max_depth, list_width)
     return grow_trees([recipe], [source], [key], [root_token], Clock())[0]
 
 
@@ -97,12 +102,13 @@ def grow_trees(
         recipe.builder.begin(recipe.node_budget, recipe.max_depth, *key)
         for recipe, key in zip(recipes, keys, strict=True)
     ]
-    _supply_all(growths, sources, root_tokens, clock)
+    _supply_all(growths, [recipe.list_width for recipe in recipes], sources, root_tokens, clock)
     return [growth.finish(root) for growth, root in zip(growths, root_tokens, strict=True)]
 
 
 def _supply_all(
     growths: Sequence[_core.TreeGrowth],
+    list_widths: Sequence[int | None],
     sources: Sequence[Any],
     root_tokens: Sequence[int],
     clock: Clock,
@@ -117,14 +123,29 @@ def _supply_all(
             rows = _expand([sources[i] for i in waiting], [frontiers[i] for i in waiting])
         clock.count_draft(sum(len(frontiers[i]) for i in waiting))
         for i, block in zip(waiting, rows, strict=True):
-            _supply(growths[i], block)
+            _supply(growths[i], block, list_widths[i])
 
 
-def _supply(growth: _core.TreeGrowth, rows: Any) -> None:
+def _supply(growth: _core.TreeGrowth, rows: Any, list_width: int | None) -> None:
+    if list_width is not None and placement.gpu_of(rows) is not None:
+        rows = _ranked_where_it_is(rows, list_width)
     if isinstance(rows, RankedRows):
         growth.supply_lists(*rows)
     else:
         growth.supply(as_float32(rows))
+
+
+def _ranked_where_it_is(rows: Any, width: int) -> Any:
+    """Ranked lists of rows on a GPU, or the rows as they are where it does not rank them."""
+    from treespec.device import host_rows
+
+    scores = placement.as_tensor(rows).float()
+    if scores.dim() != 2 or not _core.cuda_built():
+        return rows
+    width = min(width, scores.shape[1])
+    if not host_rows.takes(scores, width):
+        return rows
+    return RankedRows(*host_rows.rank_scores(scores, width))
 
 
 def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequence[Any]:
@@ -137,6 +158,7 @@ def _expand(sources: Sequence[Any], frontiers: Sequence[_core.Frontier]) -> Sequ
 
 def as_float32(rows: Any) -> Any:
     """Scores are float32 sums, in host memory; rows are converted once, here."""
+    rows = rows if placement.gpu_of(rows) is None else placement.as_tensor(rows)
     if isinstance(rows, np.ndarray) or not hasattr(rows, "detach"):
         return np.ascontiguousarray(rows, dtype=np.float32)
     return rows.detach().float().cpu().contiguous()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec._core import TokenTree
-from treespec.builder_options import resolve_options
+from treespec.builder_options import list_width, resolve_options
 from treespec.config import SamplingParams
 from treespec.growth import RoundKey, grow_tree
 
@@ -52,6 +52,9 @@ def build_tree(
         float32 ``[len(nodes), V]`` log-probabilities. ``nodes`` is a sequence whose items, and
         itself as arrays, have ``.token .parent .depth .index``; ``.index`` counts nodes in order of
         first hand-over (root 0), ``.parent`` uses that numbering, and the first call is the root.
+        Rows in CUDA memory are ranked there, and `node_budget` tokens of each come to the host, if
+        the tree takes the likeliest tokens: without draws and without `score_temperature`, with a
+        budget of at most 1024 and V of at most 2^18, in a build with CUDA. Else rows are copied.
     node_budget
         The most drafted nodes; the root is not counted.
     seed, sequence_id, position
@@ -72,11 +75,13 @@ def build_tree(
     >>> treespec.build_tree("opt_tree", source, node_budget=3).parent.tolist()
     [-1, 0, 1, 0]
     """
-    builder = _core.TreeBuilder(name, **resolve_options(options))
+    resolved = resolve_options(options)
+    builder = _core.TreeBuilder(name, **resolved)
     key = _key(seed, sequence_id, position)
     if not 0 <= node_budget < 2**31:
         raise ValueError(f"{name}: node_budget must be in [0, 2**31), got {node_budget}")
-    return grow_tree(builder, source, node_budget, key=key, root_token=root_token)
+    width = list_width(builder, resolved, node_budget)
+    return grow_tree(builder, source, node_budget, list_width=width, key=key, root_token=root_token)
 
 
 def ancestor_mask(tree: TokenTree, format: str = "bool", prefix_length: int = 0) -> Any:

@@ -16,7 +16,7 @@ class TokenTree:
     draw order, repeats allowed in an i.i.d. tree; children by id when left out (deterministic trees
     only). `draft_probs`: [N, V] rows the first child of each node was drawn from. `draft_rows`: the same
     law without its zeros, as the property of that name has it. `path_logprob`: [N] float32, 0 when left
-    out.
+    out. All are copied, from CUDA memory, too.
     """
     def __init__(self, token: typing.Any, *, parent: typing.Any, proposal: str = 'deterministic', draws: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]] | None = None, draft_probs: typing.Any | None = None, draft_rows: tuple[typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.Any, typing.Any] | None = None, path_logprob: typing.Any | None = None) -> None:
         ...
@@ -104,7 +104,8 @@ class Marginals(CandidateSource):
     """
     Depth-wise lists of one-pass drafters.
     
-    token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied.
+    token [D, K] int32, logprob [D, K] float32 (natural log, <= 0; -inf pads). Copied, from CUDA memory,
+    too.
     """
     @staticmethod
     def from_logits(logits: typing.Any, width: typing.SupportsInt | typing.SupportsIndex = 64, *, temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> Marginals:
@@ -112,8 +113,10 @@ class Marginals(CandidateSource):
         The `width` likeliest tokens of every row under softmax(logits / temperature).
         
         logits [D, V], float32, float16, bfloat16 or float64, not copied. One pass over memory; a
-        log-probability is within 2e-6 of the exact one, ties fall to the lower id. Raises ValueError for
-        NaN, +inf, or a row without a finite logit.
+        log-probability is within 2e-6 of the exact one, ties fall to the lower id. Logits in CUDA memory
+        (not float64; V up to 2^18, width up to 1024) are ranked there, bit for bit the same, and the lists
+        are copied. Raises ValueError for NaN, +inf, or a row without a finite logit, NotImplementedError
+        for what a GPU does not rank.
         """
     def __init__(self, token: typing.Any, logprob: typing.Any) -> None:
         ...
@@ -122,7 +125,7 @@ class Transitions(CandidateSource):
     First-order lists of conditional drafters.
     
     token, logprob, next [D, R, K]; next[d, r, k] is the row of depth d + 1 that continues this child,
-    -1 for a leaf; depth 0 uses row 0 only. Copied.
+    -1 for a leaf; depth 0 uses row 0 only. Copied, from CUDA memory, too.
     """
     @staticmethod
     def linked(token: typing.Any, logprob: typing.Any, owner: typing.Any) -> Transitions:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+EMPTY_ROW = 2
+
 _STATUS_TEXTS = {
     1: "NaN where a score or probability was read",
-    2: "a row without a token that may be drawn",
+    EMPTY_ROW: "a row without a token that may be drawn",
     4: "num_nodes, parents, depths, draws or a path break the rules of a tree",
     8: "a row, page or capacity beyond the envelope",
 }
