@@ -564,7 +564,7 @@ class SpeculativeDecoder:
             # tree.
             plain = _core.auto_verifier("deterministic", g.params.greedy)
             verifier = plain if tree.num_nodes == 1 else self.verifier_name
-            cases.append(Case(g, tree, rows, verifier, self.lossy))
+            cases.append(Case.of(g, tree, rows, verifier, self.lossy))
         return verify_cases(cases)
 
     def _commit(

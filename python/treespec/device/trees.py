@@ -11,6 +11,9 @@ import torch
 
 from treespec._core import TokenTree
 
+# The largest envelope, the root counted.
+MOST_NODES = 4096
+
 
 class Trees(NamedTuple):
     """Trees of a batch in a fixed envelope.

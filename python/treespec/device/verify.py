@@ -11,6 +11,9 @@ import torch
 from treespec.device import native
 from treespec.device.trees import Trees
 
+# Of a tree that `traversal` or `block` verifies.
+MOST_TRAVERSAL_DEPTH = 128
+
 
 class Law(NamedTuple):
     """The law of the first child of each node, dense or sparse.
