@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of a round as functions on arrays, for engines that own their loop.
 
-Arrays are NumPy or torch (DLPack), in host memory. Nothing here imports torch.
+Arrays are NumPy, torch, or of another library (DLPack), in host or CUDA memory. Small results are
+on the host in any case: trees, masks, verdicts. Without CUDA arrays nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treespec import _core
+from treespec import _core, placement
 from treespec._core import TokenTree
 from treespec.builder_options import list_width, resolve_options
 from treespec.config import SamplingParams
 from treespec.growth import RoundKey, grow_tree
+from treespec.verification import Case, verify_arrays
 
 _ADDITIVE_FORMATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 MASK_FORMATS = (
@@ -155,9 +157,12 @@ def verify(
     tree
         One tree, or a list of trees with lists of rows (and lists, or one value, of the keys).
     target_probs
-        ``[N, V]`` float32 or float64; row i is the law of the token after node i.
+        ``[N, V]`` float32 or float64; row i is the law of the token after node i. Rows in CUDA
+        memory are copied to the host and verified there; `verify_logits` leaves logits where they
+        are.
     draft_probs
-        ``[N, V]``; row i is the law the first child of node i was drawn from. None: the tree's own.
+        ``[N, V]``; row i is the law the first child of node i was drawn from, in the same memory
+        as `target_probs`. None: the tree's own.
     verifier
         A name of `treespec.verifier_names`, or ``"auto"``.
     seed, sequence_id, position
@@ -177,8 +182,8 @@ def verify(
     Raises
     ------
     ValueError
-        For wrong shapes, rows off 1 by more than 1e-3, a missing law, or a pair that would be
-        biased (the message names the verifiers that fit).
+        For wrong shapes, rows off 1 by more than 1e-3, a missing law, rows in different memories,
+        or a pair that would be biased (the message names the verifiers that fit).
     """
     if not isinstance(tree, TokenTree):
         return [
@@ -194,6 +199,7 @@ def verify(
         ]
     accept, sample, select = (None, None, None) if coins is None else _coins(coins)
     key = _key(seed, sequence_id, position)
+    target_probs, draft_probs = _rows_on_host("verify", target_probs, draft_probs)
     return _core.verify(
         tree, target_probs, draft_probs, verifier, *key, accept, sample, select, lossy
     )
@@ -216,66 +222,81 @@ def verify_logits(
 ) -> Any:
     """`verify` from raw logits: rows are processed when the walk visits them.
 
+    Logits in CUDA memory are verified there, with the same verdicts bit for bit, in a build with
+    CUDA. Trees of a list whose rows have one dtype and one V share a launch (without a copy of
+    logits that are evenly spaced parts of one tensor); the host waits once, for the verdicts.
+
     Parameters
     ----------
     target_logits
-        ``[N, V]`` float16, bfloat16, float32 or float64.
+        ``[N, V]`` float16, bfloat16, float32 or float64; in CUDA memory not float64, and V at most
+        2^18.
+    draft_probs
+        As for `verify`; in CUDA memory float32. Rows of all nodes that drew are checked there, on
+        the host those that the walk visits.
     sampling
         The processors; temperature 1 without any when None.
     prefix_ids
-        Committed tokens, the root last; must be given when `sampling` has penalties.
+        Committed tokens, the root last; must be given when `sampling` has penalties. On the host,
+        or in the memory of the logits; read by the host.
     prompt_length
         How many of `prefix_ids` are prompt.
     allowed_tokens
-        uint32 ``[N, ceil(V / 32)]``: bit t % 32 of word t // 32 allows token t after node i.
+        uint32 ``[N, ceil(V / 32)]``: bit t % 32 of word t // 32 allows token t after node i. On the
+        host, or in the memory of the logits.
     seed
         None: `sampling.seed`.
 
     Returns
     -------
     Verdict or list of Verdict
+
+    Raises
+    ------
+    ValueError
+        As `verify` does, and for NaN or +inf in a row that is visited.
+    NotImplementedError
+        For logits in CUDA memory that its kernels do not take, or in a build without CUDA.
     """
     params = sampling if sampling is not None else SamplingParams()
     own_seed = params.seed if seed is None else seed
-    if not isinstance(tree, TokenTree):
-        return [
-            verify_logits(
+    given = (target_logits, draft_probs, prefix_ids, prompt_length, allowed_tokens)
+    rounds: list[tuple[Any, ...]]
+    if isinstance(tree, TokenTree):
+        rounds = [(tree, (own_seed, sequence_id, position), *given)]
+    else:
+        keys = _keys(own_seed, sequence_id, position, len(tree))
+        names = ("target_logits", "draft_probs", "prefix_ids", "prompt_length", "allowed_tokens")
+        columns = [_column(*column, len(tree)) for column in zip(names, given, strict=True)]
+        rounds = list(zip(tree, keys, *columns, strict=True))
+    row_params = params.row_params()
+    verdicts = verify_arrays(
+        [
+            Case(
                 one,
-                rows,
-                law,
-                params,
+                logits,
+                row_params,
+                _key(*key),
                 verifier,
-                prefix_ids=prefix,
-                prompt_length=length,
-                allowed_tokens=allowed,
-                lossy=lossy,
-                **key._asdict(),
+                lossy,
+                _text(prefix, params),
+                length,
+                allowed,
+                law,
+                place,
             )
-            for one, rows, law, prefix, length, allowed, key in zip(
-                tree,
-                _column("target_logits", target_logits, len(tree)),
-                _column("draft_probs", draft_probs, len(tree)),
-                _column("prefix_ids", prefix_ids, len(tree)),
-                _column("prompt_length", prompt_length, len(tree)),
-                _column("allowed_tokens", allowed_tokens, len(tree)),
-                _keys(own_seed, sequence_id, position, len(tree)),
-                strict=True,
-            )
+            for place, (one, key, logits, law, prefix, length, allowed) in enumerate(rounds)
         ]
-    if prefix_ids is None and params.has_penalties:
-        raise ValueError("verify_logits: prefix_ids must be given, the penalties count them")
-    return _core.verify_logits(
-        tree,
-        target_logits,
-        draft_probs,
-        params.row_params(),
-        verifier,
-        np.empty(0, np.int32) if prefix_ids is None else prefix_ids,
-        prompt_length,
-        allowed_tokens,
-        *_key(own_seed, sequence_id, position),
-        lossy,
     )
+    return verdicts[0] if isinstance(tree, TokenTree) else verdicts
+
+
+def _text(prefix_ids: Any, params: SamplingParams) -> Any:
+    if prefix_ids is not None:
+        return prefix_ids
+    if params.has_penalties:
+        raise ValueError("verify_logits: prefix_ids must be given, the penalties count them")
+    return np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -331,9 +352,8 @@ def expected_acceptance(
     >>> round(treespec.expected_acceptance(tree, np.array(rows)).num_accepted, 3)
     0.75
     """
-    return ExpectedAcceptance(
-        _core.node_probability(tree, target_probs, draft_probs, verifier, lossy)
-    )
+    rows = _rows_on_host("expected_acceptance", target_probs, draft_probs)
+    return ExpectedAcceptance(_core.node_probability(tree, *rows, verifier, lossy))
 
 
 def alpha_star(
@@ -344,7 +364,7 @@ def alpha_star(
     Parameters
     ----------
     target_row, draft_row
-        ``[V]`` laws of the token after the node.
+        ``[V]`` laws of the token after the node; copied from CUDA memory.
     num_draws
         Children of the node, counted with multiplicity.
     proposal
@@ -359,7 +379,7 @@ def alpha_star(
     >>> treespec.alpha_star([0.5, 0.5], [1.0, 0.0], 2)
     0.5
     """
-    target, draft = (np.asarray(row, dtype=float).tolist() for row in (target_row, draft_row))
+    target, draft = (_floats(row).tolist() for row in (target_row, draft_row))
     return _core.alpha_star(target, draft, num_draws, proposal)
 
 
@@ -387,16 +407,26 @@ def _coins(coins: Any) -> tuple[Any, Any, Any]:
     accept, sample, *select = coins
     return (
         _coin_rows("accept", accept),
-        np.asarray(sample, dtype=float).tolist(),
+        _floats(sample).tolist(),
         _coin_rows("select", select[0]) if select else None,
     )
 
 
 def _coin_rows(name: str, rows: Any) -> list[list[float]]:
-    listed = [np.asarray(row, dtype=float) for row in rows]
+    listed = [_floats(row) for row in rows]
     if any(row.ndim != 1 for row in listed):
         raise ValueError(f"coins: {name} must be a list of coins per node, got {rows!r}")
     return [row.tolist() for row in listed]
+
+
+def _floats(values: Any) -> npt.NDArray[np.float64]:
+    return np.asarray(placement.in_host_memory(values), dtype=np.float64)
+
+
+def _rows_on_host(who: str, target_probs: Any, draft_probs: Any) -> tuple[Any, Any]:
+    """Rows as the core reads them; those in CUDA memory are copied."""
+    placement.require_one_memory(who, {"target_probs": target_probs, "draft_probs": draft_probs})
+    return placement.in_host_memory(target_probs), placement.in_host_memory(draft_probs)
 
 
 def _keys(seed: Any, sequence_id: Any, position: Any, count: int) -> list[RoundKey]:
@@ -420,10 +450,27 @@ def commit_kv(array: Any, base: int, nodes: npt.ArrayLike) -> None:
     Parameters
     ----------
     array
-        ``[..., rows, dim]`` of any dtype, NumPy or torch; tree rows start at row `base`.
+        ``[..., rows, dim]`` of any dtype, NumPy or torch; tree rows start at row `base`. In CUDA
+        memory the rows move there, by one launch on torch's current stream, which nobody waits
+        for; that takes a build with CUDA and paths of at most 4096 nodes.
     base
         Row of the root: the length of the committed prefix.
     nodes
         Node ids of the root and the accepted path, ascending; ``nodes[d]`` moves to ``base + d``.
+        Read by the host.
     """
-    _core.KvBuffers([array]).commit(base, np.asarray(nodes, dtype=np.int32))
+    path = np.asarray(placement.in_host_memory(nodes), dtype=np.int32)
+    if placement.gpu_of(array) is None:
+        _core.KvBuffers([array]).commit(base, path)
+    else:
+        _commit_on_gpu(array, base, path)
+
+
+def _commit_on_gpu(array: Any, base: int, path: npt.NDArray[np.int32]) -> None:
+    placement.require_cuda_build("commit_kv", "array")
+    from treespec.device.commit import commit_path
+
+    tensor = placement.as_tensor(array)
+    # The core checks what it would move in a cache without columns.
+    _core.KvBuffers([np.empty((*tensor.shape[-2:-1], 0), np.int8)]).commit(base, path)
+    commit_path(tensor, base, path)

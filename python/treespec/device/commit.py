@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from treespec.device import native
+from treespec.device.status import new_status
+from treespec.device.transfers import to_device
+from treespec.device.trees import MOST_NODES
 
 
 class _Paths(NamedTuple):
@@ -87,3 +91,39 @@ def commit_kv(
         )
     else:
         cache._native.commit(*common, status, block_table=table)
+
+
+def commit_path(array: torch.Tensor, base: int, nodes: npt.NDArray[np.int32]) -> None:
+    """Keep the rows of one accepted path that the host knows, in place.
+
+    Parameters
+    ----------
+    array
+        ``[..., rows, dim]``; rows are contiguous, the rest may be strided.
+    base
+        Row of the root.
+    nodes
+        ``[n]``: the root and the accepted nodes. Checked by the caller, as `base` is.
+
+    Raises
+    ------
+    NotImplementedError
+        For paths that are longer than the kernel's.
+    """
+    if len(nodes) > MOST_NODES:
+        raise NotImplementedError(
+            f"commit_kv: in CUDA memory nodes must be at most {MOST_NODES}, got {len(nodes)}"
+        )
+    if len(nodes) == 0:
+        return
+    blocks = [array if array.dim() > 2 else array[None]]
+    for _ in range(array.dim() - 3):
+        blocks = [part for block in blocks for part in block]
+    cache = native.ops.KvCache([block[None] for block in blocks])
+    lengths = np.array([[len(nodes) - 1], [base]], np.int32)
+    numbers = (cache.table, nodes[None], *lengths)
+    with torch.cuda.device_of(array):
+        given = to_device([torch.from_numpy(each) for each in numbers], array.device)
+        table, path, num_accepted, prefix_length = given
+        paths, status = _Paths(path, num_accepted), new_status(1, array.device)
+        cache.commit(native.stream(array), table, paths, prefix_length, status)
