@@ -34,34 +34,6 @@ struct RootRows {
   Trees roots;
 };
 
-/// One warp per block of a row.
-struct SumLaws {
-  static constexpr int kThreads = SumRows<Float32>::kThreads;
-  RootRows rows;
-
-  TREESPEC_DEVICE void operator()() const {
-    const LawRows& own = rows.law[simt::block_y()];
-    switch (own.rows.dtype) {
-      case DType::kFloat16:
-        return sum<Float16>(own);
-      case DType::kBFloat16:
-        return sum<BFloat16>(own);
-      default:
-        return sum<Float32>(own);
-    }
-  }
-
- private:
-  template <class Element>
-  TREESPEC_DEVICE void sum(const LawRows& own) const {
-    const auto* data = static_cast<const typename Element::Stored*>(own.rows.data);
-    const Rows<Element> logits{
-        data, own.rows.num_rows, own.rows.row_stride, own.size(), own.num_blocks(), 1, nullptr};
-    SumRows<Element>{logits,      rows.roots,    DraftLaw{}, {own.sampling, false},
-                     own.changes, own.use_table, own.sums}();
-  }
-};
-
 /// A law of a root.
 class Law {
  public:
@@ -261,10 +233,11 @@ void root_scalars(Stream stream, const RootLaws& laws, void* workspace, size_t w
   rows.roots.max_nodes = 1;
   rows.roots.num_nodes = const_cast<int32_t*>(laws.tokens_before);
   rows.roots.token = rows.roots.parent = rows.roots.num_nodes;
-  constexpr int kWarps = SumRows<Float32>::kWarps;
-  const int64_t warps = int64_t{batch} * rows.law[0].num_blocks();
-  simt::launch(stream, {(warps + kWarps - 1) / kWarps, kLaws, SumRows<Float32>::kSharedBytes},
-               SumLaws{rows});
+  for (const LawRows& own : rows.law) {
+    sum_rows(stream,
+             {own.rows, rows.roots, DraftLaw{}, {own.sampling, false}, own.changes, own.use_table},
+             own.sums);
+  }
   simt::launch(stream, {batch, 1, sizeof(ReadLaws::Shared)},
                ReadLaws{rows, laws.tokens_before, scalars, status});
 }

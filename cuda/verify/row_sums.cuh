@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one pass over all logits: tops and sums of the blocks of every row, what the draft law of a
-// node lists left out of the sums, since the walk keeps these tokens one by one.
+// Tops and sums of the blocks of rows, which a walk starts from instead of reading rows again.
 #pragma once
 
 #include "logit_rows.cuh"
@@ -109,80 +108,18 @@ TREESPEC_DEVICE bool is_truncated(const Sampling& sampling, int32_t vocab_size) 
   return keeps_few(sampling, vocab_size) || sampling.top_p < 1.0 || sampling.min_p > 0.0;
 }
 
-/// One warp per block of a row.
-template <class Element>
-struct SumRows {
-  static constexpr int kThreads = 128;
-  static constexpr int kWarps = kThreads / simt::kWarpSize;
-  static constexpr size_t kSharedBytes = kWarps * kMarkWords * sizeof(uint32_t);
-
-  Rows<Element> rows;
+/// Rows and what becomes of them before they are summed.
+struct RowsToSum {
+  RowsView logits;  // [batch * max_nodes, V]
   Trees trees;
   DraftLaw law;  // row_of_node null: nothing is left out
   Temperatures temperatures;
   ScoreChanges changes;
-  const uint32_t* use_table;  // of CountHistory; null: none
-  RowSums out;
-
-  TREESPEC_DEVICE void operator()() const {
-    const int64_t item = int64_t{simt::block()} * kWarps + simt::warp();
-    if (item >= rows.num_rows * rows.num_blocks) return;
-    const int64_t r = item / rows.num_blocks;
-    const int32_t b = static_cast<int32_t>(r / trees.max_nodes);
-    if (r % trees.max_nodes >= trees.num_nodes[b]) return;
-    const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
-    const auto* row = rows.row(r);
-    const auto node = static_cast<int32_t>(r % trees.max_nodes);
-    const auto changed = NodeChanges::of(changes, use_table, trees, rows.size, b, node);
-    if (changed.any()) return sum_changed(row, changed, begin, item, b);
-    LogitBlock<Element> block;
-    block.load(row, begin, rows.size);
-    sum(block, item, b);
-  }
-
-  TREESPEC_DEVICE_CALL void sum_changed(const typename Element::Stored* row,
-                                        const NodeChanges& changed, int32_t begin, int64_t item,
-                                        int32_t b) const {
-    const auto score = [&](int32_t token) {
-      return changed.apply(Element::value(row[token]), token);
-    };
-    sum(ComputedBlock<decltype(score)>(begin, rows.size, score), item, b);
-  }
-
-  /// `item`: counts the blocks of all rows.
-  template <class Block>
-  TREESPEC_DEVICE void sum(const Block& block, int64_t item, int32_t b) const {
-    const int64_t r = item / rows.num_blocks;
-    const auto begin = static_cast<int32_t>((item % rows.num_blocks) * kBlock);
-    const float top = simt::warp_reduce(block.own_top(), simt::Max{});
-    const bool sound = !simt::any(block.has_nan());
-    const double temperature = temperatures.of(b);
-    int32_t arg = 0;
-    double mass = 0.0;
-    if (temperature == 0.0) {
-      arg = simt::warp_reduce(block.first_equal(top), simt::Min{});
-    } else if (top > kLowest) {
-      uint8_t left_out[kSteps] = {};
-      // The sums of a row that will be truncated are those of the whole.
-      const bool truncated = is_truncated(temperatures.sampling[b], rows.size);
-      if (!truncated && drew(r, b)) {
-        auto* bits = reinterpret_cast<uint32_t*>(simt::shared_memory()) + simt::warp() * kMarkWords;
-        mark_law(LawRow::of(law, r), begin, bits, left_out);
-      }
-      mass = block.exp_sum(top, 1.0 / temperature, left_out);
-    }
-    if (simt::lane() != 0) return;
-    out.top[item] = sound ? top : std::numeric_limits<float>::quiet_NaN();
-    out.sum[item] = mass;
-    out.arg[item] = arg;
-  }
-
-  TREESPEC_DEVICE bool drew(int64_t r, int32_t b) const {
-    if (law.row_of_node == nullptr) return false;
-    const int32_t* offset =
-        trees.draw_offset + int64_t{b} * (trees.max_nodes + 1) + r % trees.max_nodes;
-    return offset[1] > offset[0];
-  }
+  const uint32_t* use_table;  // of count_history; null: none
 };
+
+/// The one pass over all logits, in one launch: tops and sums of the blocks of every row, what the
+/// draft law of a node lists left out of the sums, since the walk keeps these tokens one by one.
+void sum_rows(Stream stream, const RowsToSum& input, const RowSums& out);
 
 }  // namespace treespec::device

@@ -98,32 +98,28 @@ size_t rule_bytes(const Plan& plan, const VerifyInput& input) {
   return 0;
 }
 
-template <class Element>
 void run(Stream stream, std::string_view name, const VerifyInput& input, void* workspace,
          const Verdicts& verdicts, uint32_t* status) {
   const Plan plan = plan_of(name);
-  const RowsView& view = input.logits;
-  const auto rows = rows_of<Element>(view, input.trees.max_nodes, input.trees.num_nodes);
-  const int64_t num_blocks = rows.num_blocks;
+  const RowsView& rows = input.logits;
+  const int64_t num_blocks = shared::num_blocks(rows.width);
+  const auto vocab_size = static_cast<int32_t>(rows.width);
   auto* numbers = static_cast<double*>(workspace);
   char* rule_memory = static_cast<char*>(workspace) + numbers_bytes(plan, input, verdicts);
   const size_t own_bytes = rule_bytes(plan, input);
   void* behind = rule_memory + own_bytes * static_cast<size_t>(input.trees.batch);
-  const RowSums sums = RowSums::at(behind, view.num_rows, num_blocks);
+  const RowSums sums = RowSums::at(behind, rows.num_rows, num_blocks);
   const uint32_t* table =
-      count_history(stream, input.changes, input.trees.batch, rows.size,
-                    static_cast<char*>(behind) + RowSums::bytes(view.num_rows, num_blocks));
+      count_history(stream, input.changes, input.trees.batch, vocab_size,
+                    static_cast<char*>(behind) + RowSums::bytes(rows.num_rows, num_blocks));
   const DraftLaw law = plan.reads_law ? input.law : DraftLaw{};
   const Temperatures temperatures{input.sampling, name == "greedy"};
-  using Sum = SumRows<Element>;
-  simt::launch(stream,
-               {(view.num_rows * num_blocks + Sum::kWarps - 1) / Sum::kWarps, 1, Sum::kSharedBytes},
-               Sum{rows, input.trees, law, temperatures, input.changes, table, sums});
+  sum_rows(stream, {rows, input.trees, law, temperatures, input.changes, table}, sums);
   walk_trees(stream, name,
-             Walk{LogitReader{view, rows.size, rows.num_blocks}, input.trees, input.proposal, law,
-                  temperatures, input.changes, table, input.seed, input.sequence_id, input.position,
-                  sums, numbers, levels_of(plan, verdicts), support_of(law), rule_memory,
-                  static_cast<int64_t>(own_bytes), verdicts, status});
+             Walk{LogitReader{rows, vocab_size, static_cast<int32_t>(num_blocks)}, input.trees,
+                  input.proposal, law, temperatures, input.changes, table, input.seed,
+                  input.sequence_id, input.position, sums, numbers, levels_of(plan, verdicts),
+                  support_of(law), rule_memory, static_cast<int64_t>(own_bytes), verdicts, status});
 }
 
 void check(std::string_view name, const VerifyInput& input, const Verdicts& verdicts) {
@@ -165,9 +161,7 @@ void verify(Stream stream, std::string_view verifier, const VerifyInput& input, 
             size_t workspace_bytes, const Verdicts& verdicts, uint32_t* status) {
   check_workspace("device::verify", workspace, workspace_bytes,
                   verify_workspace_bytes(verifier, input, verdicts));
-  with_element(input.logits.dtype, [&](auto element) {
-    run<decltype(element)>(stream, verifier, input, workspace, verdicts, status);
-  });
+  run(stream, verifier, input, workspace, verdicts, status);
 }
 
 }  // namespace treespec::device
