@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports of tiny random models, each made once per test session, for all of its processes."""
+"""Exports of tiny random models, each made once per test session, for all of its processes.
+
+TREESPEC_TEST_EXPORTS names a folder that keeps them for later sessions on the same sources.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,19 +41,34 @@ def _target(model: Any, folder: Path) -> None:
     export_target(model, folder, layers=(0, 1), **LIMITS)
 
 
-def _demo(folder: Path, cache_style: Any) -> None:
-    """The demo pair, and a block drafter beside it in `treeflash`."""
+# A table of positions; experts; keys that are computed from a compressed form.
+OTHER_MODELS: dict[str, Any] = {
+    "gpt2": "in_place",
+    "mixtral": "in_place",
+    "deepseek_v3": "new_rows",
+}
+
+# Drafters beside the exports of the demo target. Blocks that return new rows are tested on tiny
+# models alone: a block of this size takes longer to export than all else.
+DEMO_DRAFTERS = {
+    "demo": {"drafter": "demo", "treeflash": "demo:treeflash"},
+    "demo of new rows": {"drafter": "demo"},
+}
+
+
+def _demo(folder: Path, name: str) -> None:
+    """The demo target, with its drafters in folders of their names."""
     import treespec
 
+    cache_style: Any = "new_rows" if name.endswith("new rows") else "in_place"
     export_target(demo.target_path(), folder, layers=(1, 2, 4, 5), cache_style=cache_style)
-    for name, drafter in (("drafter", "demo"), ("treeflash", "demo:treeflash")):
+    for own, drafter in DEMO_DRAFTERS[name].items():
         made = treespec.load(drafter=drafter).drafter
-        export_drafter(made, folder / name, cache_style=cache_style)
+        export_drafter(made, folder / own, cache_style=cache_style)
 
 
 _EXPORTS: dict[str, Callable[[Path], Any]] = {
-    "demo": lambda folder: _demo(folder, "in_place"),
-    "demo of new rows": lambda folder: _demo(folder, "new_rows"),
+    **{name: lambda folder, name=name: _demo(folder, name) for name in DEMO_DRAFTERS},
     "target": lambda folder: _target(tiny_target(), folder),
     "target in float16": lambda folder: _target(tiny_target(dtype=torch.float16), folder),
     "target in bfloat16": lambda folder: _target(tiny_target(dtype=torch.bfloat16), folder),
@@ -58,7 +77,19 @@ _EXPORTS: dict[str, Callable[[Path], Any]] = {
         tiny_target(), folder, layers=(0, 1), cache_style="new_rows", **LIMITS
     ),
     **{
+        name: lambda folder, name=name, style=style: export_target(
+            tiny_model(name), folder, layers=(0, 1), cache_style=style
+        )
+        for name, style in OTHER_MODELS.items()
+    },
+    **{
         name: lambda folder, make=make: export_drafter(make(), folder, **LIMITS)
+        for name, make in DRAFTERS.items()
+    },
+    **{
+        f"{name} of new rows": lambda folder, make=make: export_drafter(
+            make(), folder, cache_style="new_rows", **LIMITS
+        )
         for name, make in DRAFTERS.items()
     },
 }
@@ -68,12 +99,19 @@ IN_PLACE = ["target", "target in float16", "target in bfloat16", *DRAFTERS]
 
 def exported(name: str, tmp_path_factory: Any) -> Path:
     """The folder of an export, which nobody may change."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder = root / "exported" / name.replace(" ", "-")
-    folder.parent.mkdir(exist_ok=True)
+    folder = _root(tmp_path_factory) / name.replace(" ", "-")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            _EXPORTS[name](folder)
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _EXPORTS[name](unfinished)
+            unfinished.rename(folder)
     return folder
+
+
+def _root(tmp_path_factory: Any) -> Path:
+    if "TREESPEC_TEST_EXPORTS" in os.environ:
+        return Path(os.environ["TREESPEC_TEST_EXPORTS"])
+    root: Path = tmp_path_factory.getbasetemp()
+    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "exported"

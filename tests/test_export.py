@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported_models import DRAFTERS, exported, tiny_target
+from exported_models import DRAFTERS, OTHER_MODELS, exported, tiny_target
 from tiny_drafters import tiny_dflash
 from tiny_models import RECURRENT, tiny_model
 from typer.testing import CliRunner
@@ -21,9 +21,7 @@ from treespec.export.manifest import FILE_NAME, Manifest, is_exported
 from treespec.export.pair import export_pair
 from treespec.export.to_onnx import export_drafter, export_target
 
-# A table of positions; experts; keys that are computed from a compressed form. Models with full and
-# windowed layers are among the exports that other tests share.
-OTHER_MODELS = {"gpt2": "in_place", "mixtral": "in_place", "deepseek_v3": "new_rows"}
+# Full and windowed layers in one model, half precision, and the other way to keep rows.
 SHARED_TARGETS = {
     "target": tiny_target,
     "target of new rows": tiny_target,
@@ -36,12 +34,8 @@ SHARED_TARGETS = {
 @pytest.fixture(scope="module", params=[*SHARED_TARGETS, *OTHER_MODELS])
 def causal_lm(request, tmp_path_factory):
     """A tiny model, and the folder it was exported to."""
-    if request.param in SHARED_TARGETS:
-        model = SHARED_TARGETS[request.param]()
-        return model, exported(request.param, tmp_path_factory)
-    model, folder = tiny_model(request.param), tmp_path_factory.mktemp("export") / request.param
-    export_target(model, folder, layers=(0, 1), cache_style=OTHER_MODELS[request.param])
-    return model, folder
+    model = SHARED_TARGETS.get(request.param, lambda: tiny_model(request.param))()
+    return model, exported(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from drafter_cases import states_of
-from exported_models import DRAFTERS, LIMITS, exported, tiny_target
+from exported_models import DRAFTERS, exported, tiny_target
 from node_batches import CALLS, PARENT, batch, expand_all, tokens
 from tiny_models import VOCAB_SIZE
 
@@ -15,7 +15,6 @@ from treespec.drafts.expander import TreeExpander
 from treespec.drafts.graph_causal_lm import GraphCausalLmDrafter
 from treespec.drafts.graph_dflash import GraphDflashDrafter
 from treespec.drafts.rows import draft_log_probs, in_total_order, truncated
-from treespec.export.to_onnx import export_drafter
 from treespec.targets.base import TargetStates
 from treespec.targets.hf import load_target
 from treespec.targets.onnx import OrtSession
@@ -32,16 +31,11 @@ SETTINGS = [
 @pytest.fixture(scope="module", params=STYLES)
 def make(request, tmp_path_factory):
     """``make(name)``: an exported drafter of a cache style, and the same in PyTorch."""
-    folder = tmp_path_factory.mktemp(request.param)
 
     def drafters(name):
         theirs = DRAFTERS[name]()
-        path = exported(name, tmp_path_factory)
-        if request.param == "new_rows":
-            path = folder / name
-            if not path.exists():
-                export_drafter(theirs, path, cache_style="new_rows", **LIMITS)
-        session = OrtSession(path, "cpu")
+        export = f"{name} of new rows" if request.param == "new_rows" else name
+        session = OrtSession(exported(export, tmp_path_factory), "cpu")
         if name == "causal_lm":
             return GraphCausalLmDrafter(session, VOCAB_SIZE), theirs
         return GraphDflashDrafter(session), theirs

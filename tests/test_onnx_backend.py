@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from exported_models import exported
+from exported_models import DEMO_DRAFTERS, exported
 from onnx_cases import TARGETS, onnx_decoder, ragged_prompts, texts, torch_decoder
 from typer.testing import CliRunner
 
@@ -136,20 +136,18 @@ def test_buffers_that_grow_by_few_rows_give_the_same_text(load, target, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "demo of new rows"])
+@pytest.mark.parametrize("name", DEMO_DRAFTERS)
 def test_the_demo_pair_writes_what_it_writes_in_pytorch_over_several_blocks_of_rows(folder, name):
     prompts = demo.prompts()[:2]
     options = {"max_new_tokens": 300, "temperature": 0.7, "seed": 3, "ignore_eos": True}
     expected = treespec.load().generate(prompts, **options)
-    decoder = treespec.load(folder(name), folder(name) / "drafter")
-    results = decoder.generate(prompts, **options)
-    assert [one.token_ids for one in results] == [one.token_ids for one in expected]
-    assert [one.text for one in results] == [one.text for one in expected]
-    assert results[0].stats.block_efficiency > 1.3
-    treeflash = treespec.load(folder(name), folder(name) / "treeflash", builder="dtree")
-    assert [one.text for one in treeflash.generate(prompts, **options)] == [
-        one.text for one in expected
-    ]
+    for drafter in DEMO_DRAFTERS[name]:
+        builder = "dtree" if drafter == "treeflash" else "opt_tree"
+        decoder = treespec.load(folder(name), folder(name) / drafter, builder=builder)
+        results = decoder.generate(prompts, **options)
+        assert [one.token_ids for one in results] == [one.token_ids for one in expected]
+        assert [one.text for one in results] == [one.text for one in expected]
+        assert results[0].stats.block_efficiency > 1.3
 
 
 def test_half_precision_is_as_close_as_half_precision_is(folder):

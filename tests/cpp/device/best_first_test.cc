@@ -37,7 +37,7 @@ Tables random_tables(std::mt19937& random, int32_t most_depth, int32_t most_widt
 
 void equals_the_heap() {
   std::mt19937 random(5);
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < num_cases(500); ++i) {
     set_order(i % num_orders());
     const int32_t max_depth = below(random, 3) == 0 ? below(random, 5) : INT32_MAX;
     check_tables(random, random_tables(random, 9, 40), below(random, 80), max_depth);
@@ -46,7 +46,7 @@ void equals_the_heap() {
 
 void equals_the_heap_with_large_budgets() {
   std::mt19937 random(6);
-  for (int i = 0; i < 24; ++i) {
+  for (int i = 0; i < num_cases(24); ++i) {
     set_order(i % num_orders());
     const int32_t most = i % 3 == 0 ? device::kMostDrafted : 200 + below(random, 824);
     check_tables(random, random_tables(random, 16, i % 4 == 0 ? 1024 : 80), most, INT32_MAX);

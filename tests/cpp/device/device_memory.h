@@ -15,6 +15,10 @@ constexpr int kSkipped = 77;
 int num_orders();
 void set_order(int order);
 
+/// How many of `most` random cases to run: all on a GPU, a third in the emulation, where a fiber is
+/// resumed for every thread and barrier; all there, too, if TREESPEC_ALL_CASES is set.
+int num_cases(int most);
+
 void* device_allocate(size_t bytes);
 /// The emulation ends the program if something wrote outside the allocation.
 void device_free(void* memory);

@@ -187,7 +187,7 @@ void check_batch(std::mt19937& random, const Recipe& r, int32_t most, int32_t wi
 
 void shapes_equal_the_cpu() {
   std::mt19937 random(21);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < num_cases(300); ++i) {
     set_order(i % num_orders());
     check_batch(random, shape_recipe(random), below(random, 45), 1 + below(random, 20));
   }
@@ -195,7 +195,7 @@ void shapes_equal_the_cpu() {
 
 void wide_draws_equal_the_cpu() {
   std::mt19937 random(22);
-  for (int i = 0; i < 30; ++i) {
+  for (int i = 0; i < num_cases(30); ++i) {
     set_order(i % num_orders());
     check_batch(random, wide_recipe(random), 560, 1 + below(random, i % 2 == 0 ? 1024 : 60));
   }
@@ -203,7 +203,7 @@ void wide_draws_equal_the_cpu() {
 
 void paths_equal_the_cpu() {
   std::mt19937 random(23);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < num_cases(300); ++i) {
     set_order(i % num_orders());
     check_batch(random, path_recipe(random), 25 + below(random, 30), 1 + below(random, 20));
   }

@@ -120,7 +120,7 @@ void check_growth(std::mt19937& random, const Recipe& recipe, Tables tables, int
 
 void equals_the_cpu_layer_by_layer() {
   std::mt19937 random(11);
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < num_cases(500); ++i) {
     set_order(i % num_orders());
     check_batch(random, random_recipe(random), {below(random, 60), 24});
   }
@@ -128,7 +128,7 @@ void equals_the_cpu_layer_by_layer() {
 
 void equals_the_cpu_with_large_budgets() {
   std::mt19937 random(12);
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < num_cases(16); ++i) {
     set_order(i % num_orders());
     const int32_t most = i % 3 == 0 ? device::kMostDrafted : 100 + below(random, 900);
     check_batch(random, random_recipe(random), {most, i % 2 == 0 ? 1024 : 60});
@@ -147,7 +147,9 @@ void equal_scores_are_cut_by_the_total_order() {
       }
       Recipe recipe{"opt_tree", {{"max_depth", int64_t{4}}}, {}};
       recipe.device.max_depth = 4;
-      for (int i = 0; i < 3; ++i) check_growth(random, recipe, t, 1000, 1000, false);
+      for (int i = 0; i < num_cases(3); ++i) {
+        check_growth(random, recipe, t, 1000, 1000, false);
+      }
     }
   }
 }

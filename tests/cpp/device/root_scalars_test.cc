@@ -277,7 +277,7 @@ int main() {
   Random random(11);
   for (int order = 0; order < test::num_orders(); ++order) {
     test::set_order(order);
-    equals_the_cpu(random, 200);
+    equals_the_cpu(random, test::num_cases(200));
   }
   largest_vocabulary_equals_the_cpu(random);
   refuses_what_it_cannot_read();

@@ -39,7 +39,7 @@ void check_trees(std::mt19937& random, const Tables& tables, int32_t budget, int
 
 void equals_the_cpu() {
   std::mt19937 random(41);
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < num_cases(1000); ++i) {
     set_order(i % num_orders());
     check_trees(random, random_tables(random, 6, 1 + below(random, 40)), below(random, 60),
                 1 + below(random, 8));
@@ -49,7 +49,7 @@ void equals_the_cpu() {
 /// Trees as wide as the lists and one level deep show every score.
 void every_entry_of_a_list_equals_the_cpu() {
   std::mt19937 random(42);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < num_cases(300); ++i) {
     set_order(i % num_orders());
     const int32_t width = i % 30 == 0 ? device::kMostCandidates : 1 + below(random, 200);
     check_trees(random, random_tables(random, 1, width), width, 1);

@@ -89,7 +89,7 @@ int check_batch(std::mt19937& random, int32_t most, int32_t width) {
 void equals_the_cpu() {
   std::mt19937 random(31);
   int no_room = 0;
-  for (int i = 0; i < 250; ++i) {
+  for (int i = 0; i < num_cases(250); ++i) {
     set_order(i % num_orders());
     no_room += check_batch(random, below(random, 50), 1 + below(random, 24));
   }
@@ -98,7 +98,7 @@ void equals_the_cpu() {
 
 void equals_the_cpu_with_large_budgets() {
   std::mt19937 random(32);
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < num_cases(6); ++i) {
     set_order(i % num_orders());
     check_batch(random, 200 + below(random, 300), i % 2 == 0 ? 300 : 40);
   }
