@@ -19,7 +19,8 @@ import treespec
 from treespec import _core, placement
 from treespec.device import native
 
-ORDERS = (0, 3)  # in which the emulation resumes threads
+# In which the emulation resumes threads: a shuffled one. The tests in C++ take several.
+ORDERS = (3,)
 BACKENDS = [
     *(pytest.param(order, id=f"emulation-{order}") for order in ORDERS),
     pytest.param("cuda", id="gpu", marks=pytest.mark.gpu),

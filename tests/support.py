@@ -19,6 +19,16 @@ MODES = ("deterministic", "iid", "without_replacement")
 SOURCE_KINDS = ("expander", "marginals", "transitions", "trie")
 
 
+def in_turns(rows, columns, each=1):
+    """``(row, column)``: every row with `each` of the columns, in turns."""
+    columns = list(columns)
+    return [
+        (row, columns[(each * i + j) % len(columns)])
+        for i, row in enumerate(rows)
+        for j in range(each)
+    ]
+
+
 def options_of(builder_name):
     """Names of the options of a builder, as its oracle has them."""
     return sorted({*inspect.signature(reference.builder(builder_name)).parameters} - COMMON)

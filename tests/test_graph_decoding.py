@@ -16,6 +16,7 @@ import torch
 from decoder_models import draft_model, drafter_object, table_pair, target_model
 from drafter_cases import fitted_eagle3
 from fake_cuda import FakeCuda
+from support import in_turns
 from tiny_drafters import tiny_dflash, tiny_medusa
 from tiny_trees import tokens
 
@@ -112,8 +113,9 @@ def check_played(caplog: Any) -> None:
     assert not [text for text in caplog.messages if "step by step" in text]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("name", [name for name, _ in BUILDS])
+@pytest.mark.parametrize(
+    ("name", "sampling"), in_turns([name for name, _ in BUILDS], SAMPLINGS, each=3)
+)
 def test_texts_are_those_of_the_step_by_step_decoder(name: str, sampling: str, caplog: Any) -> None:
     options = SAMPLINGS[sampling]
     with caplog.at_level(logging.INFO, "treespec"):
@@ -142,8 +144,11 @@ def but_last_rounds(texts: list[list[int]]) -> list[list[int]]:
     return [text[:-8] for text in texts]
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "truncated", "sampled penalties"])
-@pytest.mark.parametrize("build", DRAWN, ids=str)
+@pytest.mark.parametrize(
+    ("build", "sampling"),
+    in_turns(DRAWN, ["greedy", "truncated", "sampled penalties"], each=2),
+    ids=str,
+)
 def test_drawn_trees_and_their_verifiers_give_the_same_texts(
     build: Any, sampling: str, caplog: Any
 ) -> None:
@@ -250,8 +255,11 @@ def with_eagle3(build: tuple[str, dict[str, Any]]) -> tuple[SpeculativeDecoder, 
     return tuple(treespec.load(target, drafter, **how, graph=graph) for graph in (True, False))
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "truncated", "sampled penalties"])
-@pytest.mark.parametrize("build", EAGLE3_BUILDS, ids=str)
+@pytest.mark.parametrize(
+    ("build", "sampling"),
+    in_turns(EAGLE3_BUILDS, ["greedy", "truncated", "sampled penalties"]),
+    ids=str,
+)
 def test_eagle3_gives_the_same_texts_in_as_many_rounds(
     build: Any, sampling: str, caplog: Any
 ) -> None:
@@ -592,8 +600,7 @@ CHANGED_BUILDS = [
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("build", CHANGED_BUILDS, ids=str)
+@pytest.mark.parametrize(("build", "changes"), in_turns(CHANGED_BUILDS, CHANGES, each=2), ids=str)
 def test_biases_and_grammars_are_part_of_static_rounds(
     build: Any, changes: str, caplog: Any
 ) -> None:

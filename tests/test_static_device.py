@@ -14,6 +14,7 @@ import pytest
 import torch
 from decoder_models import target_model
 from device_backends import ORDERS, use_backend
+from support import in_turns
 from test_static_round import (
     BUILDS,
     BY_THE_DATA,
@@ -48,6 +49,13 @@ NAMES = (
     "commit_kv",
 )
 LAWS = {"greedy": GREEDY, "sampled": SAMPLED}  # the second has penalties
+# Of a law and a drafter; two neighbours have all of them.
+CASES = [
+    ("greedy", "language model"),
+    ("sampled", "eagle3"),
+    ("sampled", "language model"),
+    ("greedy", "eagle3"),
+]
 
 
 @pytest.fixture(params=ORDERS, ids=lambda order: f"emulation-{order}")
@@ -78,12 +86,15 @@ def play(state: RoundState, recipe: Any, verifier: str, rounds: int = 4) -> list
     return [*seen, *(buffer.clone() for buffer in state.target_kv.buffers)]
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("build", BUILDS + DRAWN + BY_THE_DATA, ids=str)
+@pytest.mark.parametrize(
+    ("build", "case"),
+    in_turns(BUILDS + DRAWN + BY_THE_DATA, CASES, each=2),
+    ids=str,
+)
 def test_rounds_have_the_bits_of_the_core(
-    build: Any, law: str, draft: str, device_ops: Any
+    build: Any, case: tuple[str, str], device_ops: Any
 ) -> None:
+    law, draft = case
     models = float32_models(draft)
     recipe = make_recipe(models, build, SplitAttention())
     verifier = _core.auto_verifier(recipe.proposal, law == "greedy")

@@ -12,6 +12,7 @@ import torch
 from decoder_models import target_model
 from drafter_cases import started, states_of
 from node_batches import tokens
+from support import in_turns
 from test_static_levels import DETERMINISTIC, DRAWN, KEYS, check_same, draft_step, played
 from test_static_round import draft_recipe
 from tiny_drafters import randomise, tiny_eagle3
@@ -145,10 +146,14 @@ class Rounds:
                 check_same(self.draft(), expected)
 
 
-@pytest.mark.parametrize("make", [whole, reduced])
-@pytest.mark.parametrize("build", DETERMINISTIC + DRAWN, ids=str)
-def test_trees_are_those_of_the_step_by_step_drafter(build: Any, make: Any) -> None:
-    Rounds(make(), build).check()
+VOCABULARIES = {"reduced": reduced, "whole": whole}
+
+
+@pytest.mark.parametrize(
+    ("build", "vocabulary"), in_turns(DETERMINISTIC + DRAWN, VOCABULARIES), ids=str
+)
+def test_trees_are_those_of_the_step_by_step_drafter(build: Any, vocabulary: str) -> None:
+    Rounds(VOCABULARIES[vocabulary](), build).check()
 
 
 @pytest.mark.parametrize(
