@@ -107,10 +107,13 @@ def keys(numbers: Sequence[tuple[int, int, int]] = KEYS) -> torch.Tensor:
 
 
 def built_trees(
-    name: str, options: dict[str, Any], numbers: Sequence[tuple[int, int, int]] = KEYS
+    name: str,
+    options: dict[str, Any] | Sequence[dict[str, Any]],
+    numbers: Sequence[tuple[int, int, int]] = KEYS,
 ) -> list[_core.TokenTree]:
-    """What the core makes of the toy drafter's rows."""
+    """What the core makes of the toy drafter's rows, by the options of all or of each sequence."""
     names = ("seed", "sequence_id", "position")
+    own = [options] * BATCH if isinstance(options, dict) else options
     return [
         treespec.build_tree(
             name,
@@ -118,9 +121,9 @@ def built_trees(
             BUDGET,
             root_token=root,
             **dict(zip(names, key, strict=True)),
-            **options,
+            **chosen,
         )
-        for root, key in zip(ROOTS, numbers, strict=True)
+        for root, key, chosen in zip(ROOTS, numbers, own, strict=True)
     ]
 
 
@@ -151,12 +154,13 @@ def grow_trees(
     state: GrowthState,
     status: torch.Tensor,
     key: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> list[list[torch.Tensor]]:
     """Grows and finishes trees by those ops, and calls once more; returns all frontiers."""
     drafters = [PathDrafter() for _ in range(BATCH)]
     begun = recipe.arguments
     data = (roots(), keys() if key is None else key, status)
-    ops.begin_growth(*begun, state.tensors, *data)
+    ops.begin_growth(*begun, state.tensors, *data, lengths)
     frontiers = [[column.clone() for column in state.frontier]]
     for _ in range(BUDGET + 1):
         ops.grow(*begun, state.tensors, *draft_lists(state, drafters), *data)

@@ -464,6 +464,33 @@ def test_drawn_trees_may_have_their_own_budgets(rng, place):
         check_trees(drawn.trees, expected)
 
 
+def test_delayed_trees_may_have_their_own_lengths(rng, place):
+    token, score, _ = random_tables(rng, batch=3, depth=8, width=6)
+    own = [(2, 2, 3), (4, 0, 1), (1, 3, 0)]
+    lists, status = lists_on(place, token, score), device.new_status(3, place)
+    given = {"vocab_size": VOCAB, "lengths": ints(own, place), "status": status}
+    given |= key_columns(place)
+    drawn = device.draw_tree("delayed", lists, 12, num_paths=4, **given)
+    device.check_status(status)
+    expected = [
+        treespec.build_tree(
+            "delayed",
+            treespec.Marginals(token[b], score[b]),
+            12,
+            seed=seed,
+            sequence_id=row,
+            position=at,
+            **dict(zip(("num_paths", "trunk", "branch"), lengths, strict=True)),
+        )
+        for b, (lengths, (seed, row, at)) in enumerate(zip(own, KEYS, strict=True))
+    ]
+    check_trees(drawn.trees, expected)
+    with pytest.raises(ValueError, match="lengths must be None unless builder is 'delayed'"):
+        device.draw_tree("kary", lists, 12, proposal="iid", **given)
+    with pytest.raises(ValueError, match=r"options.lengths must be .* \[3, 3\]"):
+        device.draw_tree("delayed", lists, 12, **{**given, "lengths": ints(own[:2], place)})
+
+
 @pytest.mark.parametrize("verifier", ["greedy", "target_only"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_verdicts_equal_those_of_the_core(rng, forest, place, verifier, dtype):

@@ -81,7 +81,9 @@ def check_law(state: GrowthState, expected: list[_core.TokenTree]) -> None:
     """Asserts that rows are those that the core's trees carry, and where they are."""
     row_of_node, prob, token, row_offset = state.law.arrays
     for b, tree in enumerate(expected):
-        assert tree.draft_rows is not None
+        if tree.draft_rows is None:  # a root alone
+            assert tree.num_nodes == 1 and (row_of_node[b] == -1).all()
+            continue
         _, rows, offset, tokens, probs = tree.draft_rows
         for node in range(BUDGET + 1):
             drew = node < tree.num_nodes and rows[node] >= 0
@@ -161,6 +163,75 @@ def test_changed_scores_have_the_bits_of_the_core(
             accepted += int(found[1].sum())
         assert not all(map(torch.equal, found, before))
     assert accepted > 0
+
+
+# num_paths, trunk and branch of each sequence: a tree, a chain that ends before it forks, and paths
+# from the root as large as the budget; then in another order, with a root alone.
+LENGTHS = [[(2, 1, 3), (3, 4, 0), (3, 0, 4)], [(1, 0, 0), (3, 2, 3), (1, 0, 7)]]
+OWN = make_recipe("delayed", {"num_paths": 3})
+
+
+def own_options(lengths: Any) -> list[dict[str, Any]]:
+    return [dict(zip(("num_paths", "trunk", "branch"), own, strict=True)) for own in lengths]
+
+
+def test_sequences_may_have_lengths_of_their_own() -> None:
+    state = GrowthState.empty(OWN, BATCH, CPU)
+    for lengths in LENGTHS:
+        grow_trees(OPS, OWN, state, no_status(), lengths=torch.tensor(lengths, dtype=torch.int32))
+        expected = built_trees("delayed", own_options(lengths))
+        check_trees(state.trees, expected)
+        check_law(state, expected)
+    grow_trees(OPS, OWN, state, no_status())  # nothing is left of them
+    check_trees(state.trees, built_trees("delayed", {"num_paths": 3}))
+
+
+def test_kernels_have_the_bits_of_the_core_for_lengths_of_each_sequence(kernel_state: Any) -> None:
+    state, ours = GrowthState.empty(OWN, BATCH, CPU), kernel_state(OWN)
+    for numbers in LENGTHS:
+        status, lengths = no_status(), torch.tensor(numbers, dtype=torch.int32)
+        frontiers = grow_trees(OPS, OWN, state, status, lengths=lengths)
+        found = grow_trees(cuda_ops, OWN, ours, status, lengths=lengths)
+        for before, after in zip(frontiers, found, strict=True):
+            assert all(map(torch.equal, before, after))
+        assert not status.any()
+        expected = built_trees("delayed", own_options(numbers))
+        check_trees(ours.trees, expected)
+        count = int(state.law.arrays[3][-1])
+        for one, other in zip(ours.law.arrays, state.law.arrays, strict=True):
+            size = count if one.shape == ours.law.prob.shape else None
+            assert one[:size].numpy().tobytes() == other[:size].numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((0, 1, 1), r"sequence 1 must have num_paths in \[1, 3\], got 0"),
+        ((4, 1, 1), r"sequence 1 must have num_paths in \[1, 3\], got 4"),
+        ((2, -1, 1), "delayed: trunk must be"),
+        ((2, 1, -1), "delayed: branch must be"),
+        ((3, 1, 4), r"node_budget must hold trunk \+ num_paths \* branch = 13 nodes, got 12"),
+    ],
+)
+def test_lengths_that_cannot_be_had_are_an_error(
+    lengths: Any, message: str, kernel_state: Any
+) -> None:
+    rows = torch.tensor([(1, 1, 1), lengths, (3, 1, 1)], dtype=torch.int32)
+    state, there, status = GrowthState.empty(OWN, BATCH, CPU), kernel_state(OWN), no_status()
+    with pytest.raises(ValueError, match=message):
+        OPS.begin_growth(*OWN.arguments, state.tensors, roots(), keys(), status, rows)
+    cuda_ops.begin_growth(*OWN.arguments, there.tensors, roots(), keys(), status, rows)
+    assert status.tolist() == [0, 8, 0]
+    assert there.num_waiting.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kernels", [OPS, cuda_ops])
+def test_only_delayed_has_lengths(kernels: Any, kernel_state: Any) -> None:
+    recipe, rows = make_recipe("rollouts", {}), torch.ones(BATCH, 3, dtype=torch.int32)
+    state = GrowthState.empty(recipe, BATCH, CPU) if kernels is OPS else kernel_state(recipe)
+    data = (roots(), keys(), no_status(), rows)
+    with pytest.raises(ValueError, match="lengths must be None unless builder is 'delayed'"):
+        kernels.begin_growth(*recipe.arguments, state.tensors, *data)
 
 
 def begun(recipe: GrowthRecipe, state: GrowthState, kernels: Any) -> Any:
@@ -246,12 +317,15 @@ def test_a_state_is_its_tensors() -> None:
     assert state.law[4:] == again.law[4:]
 
 
-@pytest.mark.parametrize(("name", "options"), [("opt_tree", {}), DRAWN[2]], ids=str)
+@pytest.mark.parametrize(("name", "options"), [("opt_tree", {}), DRAWN[2], DRAWN[11]], ids=str)
 def test_the_ops_follow_the_rules_of_torch(name: str, options: dict[str, Any]) -> None:
     recipe = make_recipe(name, options)
     state, drafters = GrowthState.empty(recipe, BATCH, CPU), [PathDrafter() for _ in range(BATCH)]
     head, data = recipe.arguments, (roots(), keys(), no_status())
     torch.library.opcheck(ops.begin_growth, (*head, state.tensors, *data))
+    if name == "delayed":
+        lengths = torch.tensor(LENGTHS[0], dtype=torch.int32)
+        torch.library.opcheck(ops.begin_growth, (*head, state.tensors, *data, lengths))
     OPS.begin_growth(*head, state.tensors, *data)
     lists = draft_lists(state, drafters)
     torch.library.opcheck(ops.grow, (*head, state.tensors, *lists, *data))

@@ -80,8 +80,17 @@ TREESPEC_DEVICE void fork_at_trunk_end(const Sketch& sketch) {
 struct Lengths {
   int32_t num_paths, trunk, branch;
 
-  TREESPEC_DEVICE static Lengths within(const PathOptions& options, int32_t budget) {
-    Lengths l{options.num_paths, options.trunk, options.branch};
+  /// What is asked for sequence `b`; no paths: nothing that can be had.
+  TREESPEC_DEVICE static Lengths asked(const PathOptions& options, int b) {
+    if (options.lengths == nullptr) return {options.num_paths, options.trunk, options.branch};
+    const int32_t* own = options.lengths + int64_t{b} * 3;
+    const bool valid = own[0] >= 1 && own[0] <= options.num_paths && own[1] >= 0 && own[2] >= 0;
+    return valid ? Lengths{own[0], own[1], own[2]} : Lengths{0, 0, 0};
+  }
+
+  TREESPEC_DEVICE static Lengths within(const PathOptions& options, int b, int32_t budget) {
+    Lengths l = asked(options, b);
+    if (l.num_paths == 0) return l;
     const int32_t depth = options.max_depth;
     if (options.rollouts) {
       if (l.num_paths > budget) l.num_paths = budget > 1 ? budget : 1;
@@ -116,7 +125,7 @@ struct BeginPaths {
   TREESPEC_DEVICE void operator()() const {
     const int b = simt::block();
     const Sketch sketch = sketches.of_sequence(b);
-    const Lengths lengths = Lengths::within(options, budget_of(request, trees, b, status));
+    const Lengths lengths = Lengths::within(options, b, budget_of(request, trees, b, status));
     for (int32_t i = simt::thread(); i < trees.max_nodes; i += kThreads) sketch.target[i] = -1;
     if (simt::thread() == 0) {
       if (lengths.num_paths == 0) simt::atomic_or(status + b, kOutOfBounds);
@@ -218,6 +227,8 @@ void check_paths(const char* who, const PathOptions& options, const Trees& trees
   TREESPEC_CHECK(options.trunk >= -1 && options.branch >= -1 && options.max_depth >= 0, who,
                  ": trunk and branch must be >= -1 and max_depth >= 0, got ", options.trunk, ", ",
                  options.branch, " and ", options.max_depth);
+  TREESPEC_CHECK(!options.rollouts || options.lengths == nullptr, who,
+                 ": lengths must be null for rollouts");
   TREESPEC_CHECK(frontier.max_nodes >= options.num_paths, who,
                  ": frontier.max_nodes must be at least num_paths = ", options.num_paths, ", got ",
                  frontier.max_nodes);

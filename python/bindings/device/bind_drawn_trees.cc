@@ -158,13 +158,15 @@ void grow(uintptr_t stream, const py::object& options, const py::object& key,
 
 // --- paths ---------------------------------------------------------------------------------------
 
-device::PathOptions path_options(DeviceCall& /*call*/, const py::object& options) {
+device::PathOptions path_options(DeviceCall& call, const py::object& options) {
   device::PathOptions out;
   out.num_paths = attribute_or(options, "num_paths", out.num_paths);
   out.trunk = attribute_or(options, "trunk", out.trunk);
   out.branch = attribute_or(options, "branch", out.branch);
   out.rollouts = attribute_or(options, "rollouts", out.rollouts);
   out.max_depth = attribute_or(options, "max_depth", out.max_depth);
+  call.set_size('3', 3);
+  out.lengths = call.optional_field<const int32_t>("options", options, "lengths", "B3");
   return out;
 }
 
@@ -195,7 +197,8 @@ void bind_paths(py::module_& m) {
         py::arg("status"),
         R"(Builders "rollouts" and "delayed": starts with the frontier [root].
 
-options: num_paths, trunk, branch, rollouts, max_depth.)");
+options: num_paths, trunk, branch, rollouts, max_depth; lengths [B, 3], the first three of every
+sequence, or None.)");
   m.def("grow_paths", &grow<Paths>, py::arg("stream"), py::arg("options"), py::arg("key"),
         py::arg("lists"), py::arg("trees"), py::arg("workspace"), py::arg("frontier"),
         py::arg("status"), "Draws a level; key and lists as for grow_shape.");

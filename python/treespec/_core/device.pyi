@@ -52,7 +52,8 @@ def begin_paths(stream: typing.SupportsInt | typing.SupportsIndex, options: typi
     """
     Builders "rollouts" and "delayed": starts with the frontier [root].
     
-    options: num_paths, trunk, branch, rollouts, max_depth.
+    options: num_paths, trunk, branch, rollouts, max_depth; lengths [B, 3], the first three of every
+    sequence, or None.
     """
 def begin_shape(stream: typing.SupportsInt | typing.SupportsIndex, shape: typing.Any, list_width: typing.SupportsInt | typing.SupportsIndex, proposal: str, request: typing.Any, trees: typing.Any, workspace: typing.Any, frontier: typing.Any, status: typing.Any) -> None:
     """

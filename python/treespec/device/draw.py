@@ -11,7 +11,7 @@ from treespec import _core
 from treespec.builder_options import resolve_options
 from treespec.device.candidates import CandidateLists
 from treespec.device.families import DRAWN_SHAPES, PATHS, SLOTS, family_of, grow_tables
-from treespec.device.growth import Request, round_keys
+from treespec.device.growth import Request, check_lengths, round_keys
 from treespec.device.trees import Trees
 from treespec.device.verify import Law
 
@@ -46,6 +46,7 @@ def draw_tree(
     sequence_id: torch.Tensor,
     position: torch.Tensor,
     budgets: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
     root_token: torch.Tensor | None = None,
     status: torch.Tensor,
     **options: Any,
@@ -60,6 +61,9 @@ def draw_tree(
         One of `DRAWN_BUILDERS`.
     lists, node_budget, budgets, root_token
         As `build_tree` takes them. Paths that do not fit a budget are reported in the status.
+    lengths
+        ``[B, 3]``: num_paths, trunk and branch of every sequence, for ``"delayed"``; num_paths
+        within the option. Others are reported in the status. None: the options.
     vocab_size
         V of the target.
     seed
@@ -72,7 +76,7 @@ def draw_tree(
     Raises
     ------
     ValueError
-        For options that do not fit the node budget.
+        For options that do not fit the node budget, and for `lengths` of another builder.
     NotImplementedError
         For builders and options whose trees are not drawn.
     """
@@ -84,6 +88,7 @@ def draw_tree(
         vocab_size=vocab_size,
         key=key,
         budgets=budgets,
+        lengths=lengths,
         root_token=root_token,
         status=status,
         **options,
@@ -98,6 +103,7 @@ def draw_keyed_tree(
     vocab_size: int,
     key: torch.Tensor,
     budgets: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
     root_token: torch.Tensor | None = None,
     status: torch.Tensor,
     **options: Any,
@@ -110,11 +116,12 @@ def draw_keyed_tree(
             f"device.draw_tree: builder must be one of {', '.join(DRAWN_BUILDERS)} with drawn "
             f"trees, got {name} with {builder.proposal} ones"
         )
+    check_lengths("device.draw_tree", name, lengths)
     token = lists.token
     batch, depth, width = len(token), token.shape[1], token.shape[-1]
     family = family_of(name, resolved, node_budget, depth, token.device)
     trees = Trees.empty(batch, node_budget + 1, token.device)
     law = Law.empty(trees, width, vocab_size)
-    request = Request.of(trees, budgets, root_token)
+    request = Request.of(trees, budgets, root_token, lengths)
     grow_tables(family, lists, key, request, trees, law, status)
     return DrawnTrees(trees, builder.proposal, law)

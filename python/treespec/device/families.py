@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -170,6 +170,7 @@ class Paths:
     num_paths: int
     trunk: int
     branch: int
+    lengths: torch.Tensor | None = None
 
     def workspace_bytes(self, batch: int, nodes: int, width: int) -> int:
         size: int = native.ops.paths_workspace_bytes(batch, nodes, width)
@@ -183,7 +184,8 @@ class Paths:
 
     def begin(self, growing: Growing, width: int, request: Request) -> None:
         stream, (workspace, frontier, trees, _, status) = _stream(growing), growing
-        native.ops.begin_paths(stream, self, width, request, trees, workspace, frontier, status)
+        options = replace(self, lengths=request.lengths)
+        native.ops.begin_paths(stream, options, width, request, trees, workspace, frontier, status)
 
     def grow(
         self, growing: Growing, key: torch.Tensor | None, lists: CandidateLists | FrontierLists

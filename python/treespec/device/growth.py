@@ -17,10 +17,11 @@ from treespec.device.trees import Trees
 
 
 class Request(NamedTuple):
-    """`treespec::device::BuildRequest`."""
+    """`treespec::device::BuildRequest`, and the lengths of `PathOptions`."""
 
     node_budget: torch.Tensor
     root_token: torch.Tensor | None
+    lengths: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -28,12 +29,19 @@ class Request(NamedTuple):
         trees: Trees,
         budgets: torch.Tensor | None = None,
         root_token: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> Request:
         """The envelope of the trees for all sequences, unless they have budgets of their own."""
         if budgets is None:
             batch, nodes = trees.parent.shape
             budgets = native.ints(trees.parent, batch).fill_(nodes - 1)
-        return cls(budgets, root_token)
+        return cls(budgets, root_token, lengths)
+
+
+def check_lengths(who: str, builder: str, lengths: torch.Tensor | None) -> None:
+    """ValueError for lengths of sequences where the builder has none."""
+    if lengths is not None and builder != "delayed":
+        raise ValueError(f"{who}: lengths must be None unless builder is 'delayed', got {builder}")
 
 
 def round_keys(

@@ -309,6 +309,7 @@ def begin_growth(
     root: torch.Tensor,
     key: torch.Tensor,
     status: torch.Tensor,
+    lengths: torch.Tensor | None = None,
 ) -> None:
     """Begin to grow a tree per sequence: they wait for the lists of their roots.
 
@@ -324,8 +325,13 @@ def begin_growth(
     key
         ``[B, 2]`` int64, of `treespec.device.round_keys`: draws have the numbers of these keys,
         purpose 0. Deterministic builders take none.
+    lengths
+        ``[B, 3]``: num_paths, trunk and branch of every sequence, for ``"delayed"``; num_paths
+        within the option, and no more nodes than the budget (on a device, what is not:
+        `kOutOfBounds`). None: the options.
     """
-    _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key).begin()
+    replay = _replay(builder, options, node_budget, num_candidates, vocab_size, state, root, key)
+    replay.begin(lengths)
 
 
 @torch.library.custom_op("treespec::grow", mutates_args=("state", "status"), device_types="cpu")

@@ -18,7 +18,7 @@ from treespec import _core, device
 from treespec.device.candidates import FrontierLists
 from treespec.device.draw import draw_keyed_tree
 from treespec.device.families import UNLIMITED, Family, Growing, family_of
-from treespec.device.growth import Request
+from treespec.device.growth import Request, check_lengths
 from treespec.device.scores import calibration_of, scored_by
 from treespec.static import ops
 from treespec.static.growth import GrowthState
@@ -218,12 +218,15 @@ def begin_growth(
     root: torch.Tensor,
     key: torch.Tensor,
     status: torch.Tensor,
+    lengths: torch.Tensor | None = None,
 ) -> None:
     """`ops.begin_growth`."""
+    check_lengths("begin_growth", builder, lengths)
     family, growing = _growth(
         builder, options, node_budget, num_candidates, vocab_size, state, status
     )
-    family.begin(growing, num_candidates, Request.of(growing.trees, root_token=root))
+    request = Request.of(growing.trees, root_token=root, lengths=lengths)
+    family.begin(growing, num_candidates, request)
 
 
 def grow(

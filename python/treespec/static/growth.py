@@ -143,8 +143,8 @@ def workspace_bytes(recipe: GrowthRecipe, batch: int, device: torch.device) -> i
 
 
 def record_bytes(recipe: GrowthRecipe, batch: int, device: torch.device) -> int:
-    """Of the lists that were handed in, and their number (`treespec.static.replay`)."""
-    return 4 * batch * (1 + 2 * recipe.max_rows * recipe.num_candidates)
+    """Of lengths, the lists that were handed in, and their number (`treespec.static.replay`)."""
+    return 4 * batch * (4 + 2 * recipe.max_rows * recipe.num_candidates)
 
 
 def kernel_bytes(recipe: GrowthRecipe, batch: int, device: torch.device) -> int:

@@ -15,27 +15,30 @@ import numpy.typing as npt
 import torch
 
 from treespec import _core
+from treespec.device.growth import check_lengths
 from treespec.device.trees import Trees
 from treespec.static.growth import GrowthState
 from treespec.static.host_trees import write_law, written_key
 
 
 class Record:
-    """The lists that each sequence took, in the workspace of a state.
+    """What each sequence took, in the workspace of a state.
 
     Attributes
     ----------
+    lengths
+        ``[B, 3]`` int32: num_paths, trunk and branch of its own; 0, 0, 0 for those of the options.
     count
-        ``[B]``: how many.
+        ``[B]``: how many lists.
     token, logprob
         ``[B, max_rows, K]`` int32 and float32, in the order of hand-over.
     """
 
     def __init__(self, state: GrowthState, num_candidates: int) -> None:
         batch, words = len(state.num_waiting), state.workspace.numpy().view(np.int32)
-        token, logprob = np.split(words[batch:], 2)
+        token, logprob = np.split(words[4 * batch :], 2)
         shape = (batch, -1, num_candidates)
-        self.count = words[:batch]
+        self.count, self.lengths = words[:batch], words[batch : 4 * batch].reshape(batch, 3)
         self.token, self.logprob = token.reshape(shape), logprob.view(np.float32).reshape(shape)
 
     def append(self, b: int, token: npt.NDArray[Any], logprob: npt.NDArray[Any]) -> None:
@@ -73,14 +76,16 @@ class Replay:
         root: torch.Tensor,
         key: torch.Tensor,
     ) -> None:
+        self._name, self._options = builder, options
         self._builder = _batched_builder(builder, options)
         self._node_budget = node_budget
         self._state, self._record = state, Record(state, num_candidates)
         self._root, self._key = root.tolist(), key.tolist()
 
-    def begin(self) -> None:
+    def begin(self, lengths: torch.Tensor | None) -> None:
         """Forget all lists; the frontiers are the roots."""
         self._record.count[:] = 0
+        self._record.lengths[:] = 0 if lengths is None else self._checked(lengths)
         for b in range(len(self._root)):
             self._show_frontier(b, self._growth(b))
 
@@ -114,13 +119,29 @@ class Replay:
 
     def _growth(self, b: int) -> _core.TreeGrowth:
         """That of a sequence, where its lists have brought it."""
-        growth = self._builder.begin(self._node_budget, **written_key(self._key[b]))
         record, taken = self._record, 0
+        builder = self._builder
+        if record.lengths[b].any():
+            builder = _builder_of_lengths(self._options, *record.lengths[b].tolist())
+        growth = builder.begin(self._node_budget, **written_key(self._key[b]))
         while taken < record.count[b]:
             end = taken + len(growth.frontier())
             growth.supply_lists(record.token[b, taken:end], record.logprob[b, taken:end])
             taken = end
         return growth
+
+    def _checked(self, lengths: torch.Tensor) -> npt.NDArray[np.int32]:
+        """Lengths that the options hold; the rest is for the builder to check."""
+        check_lengths("begin_growth", self._name, lengths)
+        most = json.loads(self._options).get("num_paths", 3)
+        for b, (num_paths, *_) in enumerate(lengths.tolist()):
+            if not 1 <= num_paths <= most:
+                raise ValueError(
+                    f"begin_growth: lengths of sequence {b} must have num_paths in [1, {most}], "
+                    f"got {num_paths}"
+                )
+        checked: npt.NDArray[np.int32] = lengths.numpy()
+        return checked
 
     def _show_frontier(self, b: int, growth: _core.TreeGrowth) -> None:
         nodes = growth.frontier(self._root[b])
@@ -148,3 +169,10 @@ def _batched_builder(name: str, options: str) -> _core.TreeBuilder:
     builder = _core.TreeBuilder(name, **named)
     builder.check_source_kind("Expander")
     return builder
+
+
+@functools.lru_cache(maxsize=512)
+def _builder_of_lengths(options: str, num_paths: int, trunk: int, branch: int) -> _core.TreeBuilder:
+    """`delayed` with lengths in place of its options'."""
+    lengths = {"num_paths": num_paths, "trunk": trunk, "branch": branch}
+    return _core.TreeBuilder("delayed", **{**json.loads(options), **lengths})

@@ -17,6 +17,7 @@ struct Recipe {
   bool whole_levels = false;
   bool is_shape = true;
   device::PathOptions paths;
+  bool own_lengths = false;  // every sequence has its own, within num_paths
   int32_t max_depth = INT32_MAX;
 };
 
@@ -102,6 +103,24 @@ Recipe path_recipe(std::mt19937& random) {
   return r;
 }
 
+/// Lengths of a sequence that its budget holds; none if all have the same.
+std::vector<int32_t> random_lengths(std::mt19937& random, const Recipe& r, int32_t budget) {
+  if (!r.own_lengths) return {};
+  const int32_t num_paths = 1 + below(random, r.paths.num_paths);
+  const int32_t trunk = below(random, std::min(budget, 5) + 1);
+  return {num_paths, trunk, below(random, std::min((budget - trunk) / num_paths, 5) + 1)};
+}
+
+/// Those of the CPU's builder for a sequence.
+BuilderOptions options_of(const Recipe& r, const std::vector<int32_t>& lengths) {
+  BuilderOptions out = r.cpu;
+  if (lengths.empty()) return out;
+  out["num_paths"] = int64_t{lengths[0]};
+  out["trunk"] = int64_t{lengths[1]};
+  out["branch"] = int64_t{lengths[2]};
+  return out;
+}
+
 /// Both sides, level by level.
 void check_batch(std::mt19937& random, const Recipe& r, int32_t most, int32_t width) {
   const int32_t batch = 1 + below(random, 3);
@@ -117,10 +136,13 @@ void check_batch(std::mt19937& random, const Recipe& r, int32_t most, int32_t wi
   Tables tables = Tables::random(random, kind, batch, table_depth, num_rows, width);
   std::vector<int32_t> budget = random_budgets(random, batch, most);
   const std::vector<RoundKey> keys = random_keys(random, batch);
-  const auto builder = make_builder(r.name, r.cpu);
   std::vector<std::unique_ptr<TreeGrowth>> growth;
+  std::vector<int32_t> all_lengths;
   for (int32_t b = 0; b < batch; ++b) {
     const auto i = static_cast<size_t>(b);
+    const std::vector<int32_t> own = random_lengths(random, r, budget[i]);
+    all_lengths.insert(all_lengths.end(), own.begin(), own.end());
+    const auto builder = make_builder(r.name, options_of(r, own));
     try {
       growth.push_back(builder->begin(budget[i], source_depth, keys[i]));
     } catch (const InvalidArgument&) {
@@ -138,8 +160,10 @@ void check_batch(std::mt19937& random, const Recipe& r, int32_t most, int32_t wi
   const auto places = static_cast<int32_t>(r.map.size());
   const device::ShapeSource shape{places, map.data(), std::min(r.max_depth, source_depth),
                                   r.whole_levels};
+  const DeviceArray<int32_t> lengths(all_lengths);
   device::PathOptions paths = r.paths;
   paths.max_depth = std::min(r.max_depth, source_depth);
+  if (r.own_lengths) paths.lengths = lengths.data();
   const DeviceArray<char> workspace(
       r.is_shape ? device::shape_workspace_bytes(batch, most + 1, places, width, r.proposal)
                  : device::paths_workspace_bytes(batch, most + 1, width));
@@ -209,6 +233,48 @@ void paths_equal_the_cpu() {
   }
 }
 
+void paths_of_own_lengths_equal_the_cpu() {
+  std::mt19937 random(25);
+  for (int i = 0; i < 300; ++i) {
+    set_order(i % num_orders());
+    Recipe r;
+    r.name = "delayed";
+    r.is_shape = false;
+    r.own_lengths = true;
+    r.proposal = Proposal::kIid;
+    if (below(random, 2) == 0) r.max_depth = below(random, 9);
+    if (r.max_depth < INT32_MAX) r.cpu["max_depth"] = int64_t{r.max_depth};
+    r.paths = {1 + below(random, 6), 2, 7, false, r.max_depth};
+    check_batch(random, r, below(random, 30), 1 + below(random, 20));
+  }
+}
+
+/// Every sequence has lengths of its own that cannot be had, but for the last.
+void bad_lengths_grow_nothing() {
+  const std::vector<std::vector<int32_t>> bad{
+      {0, 1, 1}, {3, 0, 1}, {1, -1, 1}, {1, 1, -1}, {2, 0, 3}, {1, 5, 1}, {2, INT32_MAX, INT32_MAX},
+      {2, 1, 2}};
+  std::vector<int32_t> flat;
+  for (const auto& own : bad) flat.insert(flat.end(), own.begin(), own.end());
+  const auto batch = static_cast<int32_t>(bad.size());
+  const DeviceTrees trees(batch, 6, 5);
+  const DeviceFrontier frontier(batch, 4);
+  const DeviceArray<uint32_t> status(no_status(batch));
+  const DeviceArray<char> room(device::paths_workspace_bytes(batch, 6, 3));
+  const DeviceArray<int32_t> budgets(std::vector<int32_t>(bad.size(), 5)), lengths(flat);
+  device::PathOptions paths;
+  paths.num_paths = 2;
+  paths.lengths = lengths.data();
+  device::begin_paths({}, paths, 3, {budgets.data()}, trees.view(), room.data(), frontier.view(),
+                      status.data());
+  for (int32_t b = 0; b < batch; ++b) {
+    const bool fits = b + 1 == batch;
+    const FrontierNode root{0, -1, 0, 0, 0};
+    frontier.check_equal_to({&root, fits ? 1 : 0}, b);
+    CHECK_EQUAL(status.to_host()[static_cast<size_t>(b)], fits ? 0u : device::kOutOfBounds + 0u);
+  }
+}
+
 void what_is_wrong_is_reported() {
   std::mt19937 random(24);
   Tables t = Tables::random(random, SourceKind::kExpander, 2, 1, 4, 3);
@@ -267,6 +333,12 @@ void wrong_arguments_are_refused() {
   CHECK_THROWS(InvalidArgument, shape(1025));
   CHECK_THROWS(InvalidArgument, paths(0));
   CHECK_THROWS(InvalidArgument, paths(3));
+  device::PathOptions rollouts;
+  rollouts.num_paths = 2;
+  rollouts.rollouts = true;
+  rollouts.lengths = &rollouts.num_paths;
+  CHECK_THROWS(InvalidArgument,
+               device::begin_paths({}, rollouts, 4, {}, trees, nullptr, frontier, nullptr));
   CHECK_THROWS(InvalidArgument, device::grow_shape({}, {}, {Proposal::kIid, nullptr},
                                                    {SourceKind::kMarginals, 4, 1, 8}, trees,
                                                    nullptr, frontier, nullptr));
@@ -278,6 +350,8 @@ int main() {
   if (!has_device()) return kSkipped;
   shapes_equal_the_cpu();
   paths_equal_the_cpu();
+  paths_of_own_lengths_equal_the_cpu();
+  bad_lengths_grow_nothing();
   wide_draws_equal_the_cpu();
   what_is_wrong_is_reported();
   wrong_arguments_are_refused();

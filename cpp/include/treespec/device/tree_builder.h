@@ -143,10 +143,14 @@ struct PathOptions {
   int32_t branch = -1;    ///< L2; -1: by the budget, at most 8
   bool rollouts = false;  ///< no trunk, paths as long as the budget allows, fewer if it is small
   int32_t max_depth = INT32_MAX;  ///< for tables, at most their depth
+  /// [batch, 3] in device memory, or null: num_paths, trunk and branch of every sequence, instead
+  /// of trunk and branch above and within num_paths. Not for rollouts.
+  const int32_t* lengths = nullptr;
 };
 
 /// As for shapes; `num_paths` also bounds the frontier. A budget that cannot hold what is asked for
-/// is reported as kOutOfBounds and grows nothing. Always kIid.
+/// is reported as kOutOfBounds and grows nothing, and so are lengths that are none: num_paths not
+/// in [1, options.num_paths], or another one below 0. Only begin_paths reads lengths. Always kIid.
 size_t paths_workspace_bytes(int32_t batch, int32_t max_nodes, int32_t list_width);
 void begin_paths(Stream stream, const PathOptions& options, int32_t list_width,
                  const BuildRequest& request, const Trees& trees, void* workspace,
