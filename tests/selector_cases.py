@@ -2,6 +2,7 @@
 """Selectors with random weights, and labels of a made-up task."""
 
 import numpy as np
+import torch
 
 from treespec.selector.actions import ACTIONS, PLACE, Action
 from treespec.selector.features import SCALARS, Setting
@@ -23,6 +24,32 @@ def random_selector(states=None, seed=0, layer_widths=(24, 8), verifier="recursi
         for name, shape in config.weight_shapes().items()
     }
     return Selector(config, {name: w.astype(np.float32) for name, w in weights.items()})
+
+
+def random_inputs(rng, selector, batch):
+    """States and scalars ``[B, width]`` of B roots, as tensors."""
+    widths = (*selector.config.states.values(), len(SCALARS))
+    *states, scalars = (
+        torch.from_numpy(rng.normal(size=(batch, width)).astype(np.float32)) for width in widths
+    )
+    return states, scalars
+
+
+def choose_arguments(selector, states, scalars, node_budget, max_depth, status):
+    """Those of the op `choose_shapes`; budgets and depths are lists."""
+    sizes = selector.config.sizes
+    bounds = (torch.tensor(column, dtype=torch.int32) for column in (node_budget, max_depth))
+    return (
+        list(sizes.state_widths),
+        sizes.projection_width,
+        list(sizes.layer_widths),
+        torch.from_numpy(selector.parameters),
+        torch.tensor(selector.config.actions, dtype=torch.int32),
+        states,
+        scalars,
+        *bounds,
+        status,
+    )
 
 
 def made_up_labels(seed=0, prompts=40, roots=12, supersets=2):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from device_backends import BACKENDS, emulated_ops, use_backend
+from selector_cases import random_inputs, random_selector
 
 import treespec
 from treespec import _core, device, testing
@@ -620,6 +621,35 @@ def test_root_scalars_of_no_law_are_not_numbers(place):
             tokens_before=ints([1, 1, 0], place),
             status=status,
         )
+
+
+@pytest.mark.parametrize("states", [{}, {"target_before": 20, "draft_before": 12}])
+def test_choices_equal_those_of_the_core(rng, place, states):
+    selector = random_selector(states)
+    rows, scalars = random_inputs(rng, selector, 4)
+    scalars[2, 0] = torch.nan
+    budgets, depths = (40, 5, 40, -1), (16, 3, 16, 16)
+    nodes, depth = (
+        ints([getattr(action, name) for action in selector.config.actions], place)
+        for name in ("nodes", "depth")
+    )
+    parameters = torch.from_numpy(selector.parameters).to(place)
+    network = device.SelectorNetwork(*selector.config.sizes, parameters, nodes, depth)
+    given = {"node_budget": ints(budgets, place), "max_depth": ints(depths, place)}
+    status = device.new_status(4, place)
+    on_device = [row.to(place) for row in rows]
+    chosen = device.choose_shapes(network, on_device, scalars.to(place), **given, status=status)
+    assert status.tolist() == [0, 0, 1, 8]
+    assert chosen[2:].tolist() == [-1, -1]
+    for b in range(2):
+        own = [row[b].numpy() for row in rows]
+        expected = selector.choose(own, scalars[b].numpy(), budgets[b], depths[b])
+        assert selector.config.actions[int(chosen[b])] == expected
+    with pytest.raises(ValueError, match=rf"inputs.states must be {len(states)} arrays, got 3"):
+        device.choose_shapes(network, [scalars] * 3, scalars.to(place), **given, status=status)
+    short = network._replace(parameters=parameters[1:])
+    with pytest.raises(ValueError, match=r"selector\.parameters must be"):
+        device.choose_shapes(short, on_device, scalars.to(place), **given, status=status)
 
 
 def columns_of(place, temperature, top_k, top_p, min_p):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from device_backends import ORDERS, use_backend
 from growth_cases import BATCH, BUDGET, DRAWN, VOCAB, WIDTH, keys, make_recipe, roots
+from selector_cases import choose_arguments, random_inputs, random_selector
 
 from treespec.device import Law, Trees
 from treespec.static import cuda_ops
@@ -126,3 +127,17 @@ def test_root_scalars(rng: np.random.Generator, dtype: torch.dtype) -> None:
     ours = cuda_ops.root_scalars(*given)
     assert same_bits([ours], [OPS.root_scalars(*given)])
     assert not status.any() and ours.isfinite().all()
+
+
+@pytest.mark.parametrize("states", [{}, {"target_before": 20, "draft_root": 12}])
+def test_choices(rng: np.random.Generator, states: dict[str, int]) -> None:
+    chosen = set()
+    for seed in range(5):
+        selector, status = random_selector(states, seed), no_status()
+        inputs = random_inputs(rng, selector, BATCH)
+        given = choose_arguments(selector, *inputs, [40, 9, 3], [16, 4, 1], status)
+        ours = cuda_ops.choose_shapes(*given)
+        assert same_bits([ours], [OPS.choose_shapes(*given)])
+        assert not status.any()
+        chosen.update(ours.tolist())
+    assert len(chosen) > BATCH

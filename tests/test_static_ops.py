@@ -21,6 +21,7 @@ from growth_cases import (
     score_changes,
 )
 from growth_cases import verify_arguments as verify_arguments_of
+from selector_cases import choose_arguments, random_inputs, random_selector
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import treespec
@@ -387,6 +388,21 @@ def test_root_scalars_are_those_of_the_core(rng: np.random.Generator) -> None:
         assert scalars[b].tolist() == view.scalars().tolist()
 
 
+@pytest.mark.parametrize("states", [{}, {"target_before": 20, "draft_root": 12}])
+def test_choices_are_those_of_the_core(rng: np.random.Generator, states: dict[str, int]) -> None:
+    budgets, depths, chosen = [40, 9, 3], [16, 4, 1], set()
+    for seed in range(5):
+        selector = random_selector(states, seed)
+        rows, scalars = random_inputs(rng, selector, BATCH)
+        given = choose_arguments(selector, rows, scalars, budgets, depths, no_status())
+        for b, place in enumerate(OPS.choose_shapes(*given).tolist()):
+            own = [row[b].numpy() for row in rows]
+            expected = selector.choose(own, scalars[b].numpy(), budgets[b], depths[b])
+            assert selector.config.actions[place] == expected
+            chosen.add(expected)
+    assert len(chosen) > BATCH
+
+
 def test_masks_are_those_of_the_core(rng: np.random.Generator) -> None:
     grown = trees(candidate_lists(rng), "chain", max_depth=2)
     prefix = torch.tensor([0, 5, 70], dtype=torch.int32)
@@ -466,6 +482,11 @@ def test_the_ops_follow_the_rules_of_torch(rng: np.random.Generator) -> None:
     for op, arguments in samples:
         torch.library.opcheck(op, arguments)
     torch.library.opcheck(ops.root_scalars, (), scalar_arguments(rng))
+    selector = random_selector({"draft_root": 12})
+    inputs = random_inputs(rng, selector, BATCH)
+    bounds = [[40] * BATCH, [16] * BATCH]
+    given = choose_arguments(selector, *inputs, *bounds, no_status())
+    torch.library.opcheck(ops.choose_shapes, given)
     arguments = verify_arguments(rng, grown, "greedy", 0.0)
     torch.library.opcheck(ops.verify_trees, (), arguments)
     torch.library.opcheck(ops.verify_trees, (), {**arguments, **score_changes()})
@@ -497,7 +518,7 @@ def test_cuda_tensors_need_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(NotImplementedError, match="CUDA tensors need a build with CUDA"):
         cuda_ops.require_cuda()
     names = [name for name in ops.__all__ if hasattr(getattr(ops, name), "register_kernel")]
-    assert len(names) == 12
+    assert len(names) == 13
     for name in names:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"treespec::{name}", "CUDA")
 

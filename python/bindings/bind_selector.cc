@@ -6,6 +6,7 @@
 
 #include "bindings.h"
 #include "dlpack_view.h"
+#include "selector_sizes.h"
 #include "treespec/error.h"
 #include "treespec/sampling.h"
 #include "treespec/selector.h"
@@ -47,30 +48,12 @@ RootScalars scalars_of(const py::object& target_logits, const SamplingParams& pa
   return root_scalars(law_features(p, q, r), history.size(), params);
 }
 
-SelectorSizes sizes_of(const std::vector<int32_t>& state_widths, int32_t projection_width,
-                       int32_t num_scalars, const std::vector<int32_t>& layer_widths) {
-  SelectorSizes sizes;
-  TREESPEC_CHECK(state_widths.size() <= SelectorSizes::kMostStates,
-                 "DelayedSelector: num_states must be in [0, ", SelectorSizes::kMostStates,
-                 "], got ", state_widths.size());
-  TREESPEC_CHECK(layer_widths.size() <= SelectorSizes::kMostLayers,
-                 "DelayedSelector: num_layers must be in [1, ", SelectorSizes::kMostLayers,
-                 "], got ", layer_widths.size());
-  sizes.num_states = static_cast<int32_t>(state_widths.size());
-  std::copy(state_widths.begin(), state_widths.end(), sizes.state_width);
-  sizes.projection_width = projection_width;
-  sizes.num_scalars = num_scalars;
-  sizes.num_layers = static_cast<int32_t>(layer_widths.size());
-  std::copy(layer_widths.begin(), layer_widths.end(), sizes.layer_width);
-  return sizes;
-}
-
 DelayedSelector make_selector(const std::vector<int32_t>& state_widths, int32_t projection_width,
                               int32_t num_scalars, const std::vector<int32_t>& layer_widths,
                               const Floats& parameters, const Shapes& shapes) {
   std::vector<DelayedShape> own;
   for (const auto& [num_paths, trunk, branch] : shapes) own.push_back({num_paths, trunk, branch});
-  return {sizes_of(state_widths, projection_width, num_scalars, layer_widths),
+  return {selector_sizes(state_widths, projection_width, num_scalars, layer_widths),
           {parameters.data(), parameters.data() + parameters.size()},
           std::move(own)};
 }

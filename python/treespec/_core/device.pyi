@@ -10,7 +10,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'root_scalars', 'root_scalars_workspace_bytes', 'score_lists', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
+__all__: list[str] = ['KvCache', 'begin_layers', 'begin_paths', 'begin_shape', 'begin_slots', 'build_best_first', 'choose_shapes', 'commit_kv_workspace_bytes', 'fill_mask', 'finish_layers', 'finish_paths', 'finish_shape', 'finish_slots', 'grow_layer', 'grow_paths', 'grow_shape', 'grow_slots', 'layers_workspace_bytes', 'link_transitions', 'paths_workspace_bytes', 'preorder_intervals', 'rank_candidates', 'rank_candidates_workspace_bytes', 'root_scalars', 'root_scalars_workspace_bytes', 'score_lists', 'sequence_ids', 'shape_workspace_bytes', 'slots_workspace_bytes', 'tree_layout', 'verify', 'verify_workspace_bytes']
 class KvCache:
     """
     KV tensors [pages, heads, rows, dim] of a batch, borrowed; rows contiguous.
@@ -74,6 +74,14 @@ def build_best_first(stream: typing.SupportsInt | typing.SupportsIndex, lists: t
     
     lists: kind, token, logprob and next, as Marginals [B, D, K] or Transitions [B, D, R, K].
     request: node_budget [B], root_token [B] or None.
+    """
+def choose_shapes(stream: typing.SupportsInt | typing.SupportsIndex, selector: typing.Any, inputs: typing.Any, chosen: typing.Any, status: typing.Any) -> None:
+    """
+    Writes chosen [B], the places of the shapes that DelayedSelector.choose gives.
+    
+    selector: state_widths, projection_width, num_scalars and layer_widths, numbers as DelayedSelector
+    takes them; parameters [P] float32, num_nodes and depth [A]. inputs: states, a list of [B, width]
+    float32; scalars [B, num_scalars] float32; node_budget and max_depth [B].
     """
 def commit_kv_workspace_bytes(batch: typing.SupportsInt | typing.SupportsIndex) -> int:
     ...

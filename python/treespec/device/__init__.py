@@ -25,7 +25,7 @@ from treespec.device.mask import (
     tree_positions,
 )
 from treespec.device.scores import score_lists
-from treespec.device.selector import root_scalars
+from treespec.device.selector import SelectorNetwork, choose_shapes, root_scalars
 from treespec.device.status import check_status, new_status
 from treespec.device.trees import Trees
 from treespec.device.verify import Law, ScoreChanges, Verdicts, sampling_words, verify
@@ -39,12 +39,14 @@ __all__ = [
     "KvCache",
     "Law",
     "ScoreChanges",
+    "SelectorNetwork",
     "TreeLayout",
     "Trees",
     "Verdicts",
     "ancestor_mask",
     "build_tree",
     "check_status",
+    "choose_shapes",
     "commit_kv",
     "draw_tree",
     "fill_mask",

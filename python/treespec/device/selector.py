@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a selector reads of the laws before a round, without the host."""
+"""What a selector reads of the laws before a round, and what it chooses, without the host."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,3 +73,67 @@ def root_scalars(
     workspace = native.workspace(target_logits, native.ops.root_scalars_workspace_bytes(given))
     native.ops.root_scalars(native.stream(target_logits), given, workspace, scalars, status)
     return scalars
+
+
+class SelectorNetwork(NamedTuple):
+    """`treespec::device::Selector`: the network of a `treespec.selector.selector.Selector`.
+
+    Attributes
+    ----------
+    state_widths, projection_width, num_scalars, layer_widths
+        `Selector.config.sizes`.
+    parameters
+        ``[P]`` float32: `Selector.parameters`.
+    num_nodes, depth
+        ``[A]``: of every action.
+    """
+
+    state_widths: Sequence[int]
+    projection_width: int
+    num_scalars: int
+    layer_widths: Sequence[int]
+    parameters: torch.Tensor
+    num_nodes: torch.Tensor
+    depth: torch.Tensor
+
+
+class _Inputs(NamedTuple):
+    """`treespec::device::SelectorInputs`."""
+
+    states: Sequence[torch.Tensor]
+    scalars: torch.Tensor
+    node_budget: torch.Tensor
+    max_depth: torch.Tensor
+
+
+def choose_shapes(
+    network: SelectorNetwork,
+    states: Sequence[torch.Tensor],
+    scalars: torch.Tensor,
+    *,
+    node_budget: torch.Tensor,
+    max_depth: torch.Tensor,
+    status: torch.Tensor,
+) -> torch.Tensor:
+    """Which action `Selector.choose` takes, sequence by sequence, in one launch.
+
+    Parameters
+    ----------
+    network
+        On the device.
+    states
+        ``[B, width]`` float32 for each of `state_widths`.
+    scalars
+        ``[B, num_scalars]`` float32, of `root_scalars`.
+    node_budget, max_depth
+        ``[B]``: larger actions are not taken.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[B]``: places among the actions; -1 where the status says why.
+    """
+    chosen = native.ints(scalars, len(scalars))
+    inputs = _Inputs(states, scalars, node_budget, max_depth)
+    native.ops.choose_shapes(native.stream(scalars), network, inputs, chosen, status)
+    return chosen

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,25 @@ from treespec.tuning.costs import Costs
 
 _FORMAT, _VERSION = "treespec.selector", 1
 Weights = Mapping[str, npt.NDArray[np.floating[Any]]]
+
+
+class NetworkSizes(NamedTuple):
+    """`treespec::SelectorSizes`.
+
+    Attributes
+    ----------
+    state_widths, projection_width
+        Of the hidden states it reads, and of what each is projected to; 0 without states.
+    num_scalars
+        Of `SCALARS`.
+    layer_widths
+        The last layer has an output for every action.
+    """
+
+    state_widths: tuple[int, ...]
+    projection_width: int
+    num_scalars: int
+    layer_widths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,16 @@ class SelectorConfig:
             inputs = outputs
         return shapes
 
+    @property
+    def sizes(self) -> NetworkSizes:
+        """Of the network, as the core takes them."""
+        return NetworkSizes(
+            tuple(self.states.values()),
+            self.projection_width if self.states else 0,
+            len(SCALARS),
+            (*self.layer_widths, len(self.actions)),
+        )
+
 
 class Selector:
     """Chooses a (K, L1, L2) tree from what is known before a round.
@@ -131,13 +160,9 @@ class Selector:
                 raise ValueError(
                     f"selector: {name} must have shape {shape}, got {weights[name].shape}"
                 )
-        flat = [np.asarray(weights[name], dtype=np.float32).ravel() for name in shapes]
         self._network = _core.DelayedSelector(
-            state_widths=list(config.states.values()),
-            projection_width=config.projection_width if config.states else 0,
-            num_scalars=len(SCALARS),
-            layer_widths=[*config.layer_widths, len(config.actions)],
-            parameters=np.concatenate(flat),
+            **config.sizes._asdict(),
+            parameters=self.parameters,
             shapes=[tuple(action) for action in config.actions],
         )
 
@@ -145,6 +170,12 @@ class Selector:
     def states(self) -> tuple[str, ...]:
         """Names of the hidden states it reads."""
         return tuple(self.config.states)
+
+    @property
+    def parameters(self) -> Float32Array:
+        """``[P]``: all weights, one after the other, as the core takes them."""
+        weights = (self.weights[name] for name in self.config.weight_shapes())
+        return np.concatenate([np.asarray(array, dtype=np.float32).ravel() for array in weights])
 
     @property
     def max_nodes(self) -> int:

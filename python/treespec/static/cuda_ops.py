@@ -88,6 +88,34 @@ def root_scalars(
     )
 
 
+def choose_shapes(
+    state_widths: Sequence[int],
+    projection_width: int,
+    layer_widths: Sequence[int],
+    parameters: torch.Tensor,
+    shapes: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    scalars: torch.Tensor,
+    node_budget: torch.Tensor,
+    max_depth: torch.Tensor,
+    status: torch.Tensor,
+) -> torch.Tensor:
+    """`ops.choose_shapes`."""
+    num_paths, trunk, branch = shapes.unbind(1)
+    network = device.SelectorNetwork(
+        state_widths,
+        projection_width,
+        scalars.shape[1],
+        layer_widths,
+        parameters,
+        num_nodes=trunk + num_paths * branch,
+        depth=trunk + branch,
+    )
+    return device.choose_shapes(
+        network, states, scalars, node_budget=node_budget, max_depth=max_depth, status=status
+    )
+
+
 def build_trees(
     builder: str,
     options: str,
@@ -303,6 +331,7 @@ for _function in (
     link_transitions,
     score_lists,
     root_scalars,
+    choose_shapes,
     build_trees,
     draw_trees,
     mask_trees,

@@ -39,6 +39,7 @@ __all__ = [
     "CandidateLists",
     "begin_growth",
     "build_trees",
+    "choose_shapes",
     "commit_kv",
     "draw_trees",
     "encode_options",
@@ -131,6 +132,20 @@ def empty_mask(
 def empty_scalars(target_logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
     """Output of `root_scalars`."""
     return target_logits.new_empty((len(target_logits), 9), dtype=torch.float32)
+
+
+def empty_choices(
+    state_widths: Sequence[int],
+    projection_width: int,
+    layer_widths: Sequence[int],
+    parameters: torch.Tensor,
+    shapes: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    scalars: torch.Tensor,
+    *rest: torch.Tensor,
+) -> torch.Tensor:
+    """Output of `choose_shapes`."""
+    return _int32(scalars, len(scalars))
 
 
 def empty_verdicts(
@@ -233,6 +248,62 @@ def root_scalars(
         )
         scalars[b] = torch.from_numpy(numbers)
     return scalars
+
+
+@torch.library.custom_op("treespec::choose_shapes", mutates_args=("status",), device_types="cpu")
+def choose_shapes(
+    state_widths: Sequence[int],
+    projection_width: int,
+    layer_widths: Sequence[int],
+    parameters: torch.Tensor,
+    shapes: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    scalars: torch.Tensor,
+    node_budget: torch.Tensor,
+    max_depth: torch.Tensor,
+    status: torch.Tensor,
+) -> torch.Tensor:
+    """The trees that a selector's network scores best.
+
+    Parameters
+    ----------
+    state_widths, projection_width, layer_widths
+        Of `treespec.selector.selector.NetworkSizes`.
+    parameters
+        ``[P]`` float32: `Selector.parameters`.
+    shapes
+        ``[A, 3]``: num_paths, trunk and branch of all actions.
+    states
+        ``[B, width]`` float32 for each of `state_widths`.
+    scalars
+        ``[B, 9]`` float32, of `root_scalars`.
+    node_budget, max_depth
+        ``[B]``: larger trees are not chosen.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[B]``: places among the actions, the first among equals (on a device -1 for scores that
+        are no numbers, or where no action is that small).
+    """
+    network = _core.DelayedSelector(
+        state_widths=state_widths,
+        projection_width=projection_width,
+        num_scalars=scalars.shape[1],
+        layer_widths=layer_widths,
+        parameters=parameters.numpy(),
+        shapes=shapes.tolist(),
+    )
+    chosen = [
+        network.choose(
+            [state[b].numpy() for state in states],
+            scalars[b].numpy(),
+            int(node_budget[b]),
+            int(max_depth[b]),
+        )
+        for b in range(len(scalars))
+    ]
+    return torch.tensor(chosen, dtype=torch.int32)
 
 
 @torch.library.custom_op("treespec::mask_trees", mutates_args=("status",), device_types="cpu")
@@ -400,6 +471,7 @@ def commit_kv(
 
 rank_candidates.register_fake(empty_candidates)
 root_scalars.register_fake(empty_scalars)
+choose_shapes.register_fake(empty_choices)
 mask_trees.register_fake(empty_mask)
 verify_trees.register_fake(empty_verdicts)
 commit_kv.register_fake(lambda buffers, prefix_length, path, count, status: None)
