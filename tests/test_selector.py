@@ -352,7 +352,6 @@ def test_no_action_is_larger_than_the_budget(models):
         ({"builder": "opt_tree"}, ValueError, "builder must be 'delayed' with a selector"),
         ({"builder_options": {"trunk": 2}}, ValueError, "chooses the builder's options; got"),
         ({"verifier": "traversal"}, ValueError, "verifier must be 'recursive_rejection'"),
-        ({"graph": True}, NotImplementedError, "graph must be False with a selector"),
     ],
 )
 def test_what_a_selector_cannot_serve_is_refused(models, options, error, message):

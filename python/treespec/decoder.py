@@ -33,6 +33,7 @@ from treespec.verification import Case, verify_cases
 if TYPE_CHECKING:
     from os import PathLike
 
+    from treespec.planning.selector import SelectorPlan
     from treespec.selector.selector import Selector
     from treespec.static.decoding import GraphRounds
 
@@ -94,7 +95,7 @@ class SpeculativeDecoder:
     selector
         With ``builder="delayed"``: a `Selector`, or the file of one, that chooses (K, L1, L2) for
         every round (docs/selector.md). `node_budget` and `max_depth` then bound its choice; the
-        verifier is the one it was trained for.
+        verifier is the one it was trained for. With `graph` it chooses on the device.
 
     Raises
     ------
@@ -158,8 +159,9 @@ class SpeculativeDecoder:
             self.builder.check_source_kind(drafter.source_kind)
         self.builder.begin(self.node_budget)  # refuses a budget that its options do not fit
         self.planner: Planner = FixedPlan(self.builder, self.node_budget)
+        selecting = None
         if selector is not None:
-            self.planner = self._selector_plan(selector, options, own_budget, graph)
+            self.planner = selecting = self._selector_plan(selector, options, own_budget)
         elif profile is not None and drafter is not None and node_budget > 0:
             self.planner = BudgetPlan(
                 builder, options, profile, node_budget, verifier=verifier, lossy=lossy
@@ -175,15 +177,14 @@ class SpeculativeDecoder:
             )
         if compile and graph is False:
             raise ValueError("load: compile must be False with graph=False, got True")
-        self.graph = self._graph_rounds(graph, options, compile)
+        self.graph = self._graph_rounds(graph, options, compile, selecting)
 
     def _selector_plan(
         self,
         selector: Selector | str | PathLike[str],
         options: Mapping[str, Any],
         node_budget: int | None,
-        graph: bool | str,
-    ) -> Planner:
+    ) -> SelectorPlan:
         """Let a selector choose the trees; the verifier becomes the one it was trained for."""
         from treespec.planning.selector import SelectorPlan
         from treespec.selector.selector import Selector
@@ -197,11 +198,6 @@ class SpeculativeDecoder:
             raise ValueError(f"load: a selector chooses the builder's options; got {chosen}")
         if self.drafter is None:
             raise ValueError("load: a selector needs a drafter, got None")
-        if graph is not False:
-            raise NotImplementedError(
-                f"load: graph must be False with a selector, got {graph!r}: its trees have no "
-                "static shape"
-            )
         own = selector if isinstance(selector, Selector) else Selector.load(selector)
         if self.verifier_name not in ("auto", own.config.verifier):
             raise ValueError(
@@ -214,7 +210,11 @@ class SpeculativeDecoder:
         return SelectorPlan(own, self.drafter, self.node_budget, self._max_depth)
 
     def _graph_rounds(
-        self, graph: bool | str, options: Mapping[str, Any], compiled: bool
+        self,
+        graph: bool | str,
+        options: Mapping[str, Any],
+        compiled: bool,
+        plan: SelectorPlan | None,
     ) -> GraphRounds | None:
         """Static rounds; where ``"auto"`` finds none, the reason is logged."""
         if graph not in (True, False, "auto"):
@@ -224,7 +224,7 @@ class SpeculativeDecoder:
         try:
             if graph == "auto":
                 self._check_worthwhile()
-            return self._make_graph_rounds(options, compiled)
+            return self._make_graph_rounds(options, compiled, plan)
         except NotImplementedError as error:
             if graph is True:
                 raise
@@ -235,14 +235,16 @@ class SpeculativeDecoder:
 
     def _check_worthwhile(self) -> None:
         """Raise NotImplementedError where ``graph="auto"`` does not look any further."""
-        if not isinstance(self.planner, FixedPlan):
+        if isinstance(self.planner, BudgetPlan):
             raise NotImplementedError("graph: a profile changes the trees from round to round")
         if self.target.device.type != "cuda":
             raise NotImplementedError(
                 f"graph: 'auto' is for models on a GPU, target is on {self.target.device}"
             )
 
-    def _make_graph_rounds(self, options: Mapping[str, Any], compiled: bool) -> GraphRounds:
+    def _make_graph_rounds(
+        self, options: Mapping[str, Any], compiled: bool, plan: SelectorPlan | None
+    ) -> GraphRounds:
         from treespec.static.decoding import GraphRounds
 
         return GraphRounds(
@@ -255,6 +257,7 @@ class SpeculativeDecoder:
             draft_temperature=self.draft_temperature,
             lossy=self.lossy,
             compiled=compiled,
+            plan=plan,
         )
 
     def _default_budget(self, options: Mapping[str, Any]) -> int:

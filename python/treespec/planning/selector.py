@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Before:
+class TargetBefore:
     """The target at the token before the root.
 
     Attributes
@@ -57,6 +57,11 @@ class SelectorPlan(Planner):
     node_budget, max_depth
         Larger actions are not chosen.
 
+    Attributes
+    ----------
+    actions
+        Those that fit.
+
     Raises
     ------
     NotImplementedError
@@ -81,7 +86,8 @@ class SelectorPlan(Planner):
                 "load: node_budget and max_depth must admit an action of the selector, got "
                 f"{node_budget} and {max_depth}"
             )
-        self.selector, self.max_nodes, self._max_depth = selector, node_budget, max_depth
+        self.selector, self.max_nodes, self.max_depth = selector, node_budget, max_depth
+        self.actions = tuple(fitting)
         self._builders = {a: TreeBuilder("delayed", **a.options) for a in fitting}
         self._reads_target = "target_before" in selector.states
         self.needs = Needs(last_hidden=self._reads_target)
@@ -120,7 +126,7 @@ class SelectorPlan(Planner):
         )
         known = dict(zip(STATES, (before.state, rows.before_state, rows.root_state), strict=True))
         states = [as_float32(known[name]) for name in self.selector.states]
-        depth = min(self._max_depth, g.useful_depth)
+        depth = min(self.max_depth, g.useful_depth)
         return self.selector.choose_at(view, states, self.max_nodes, depth)
 
     def learn(
@@ -137,9 +143,9 @@ class SelectorPlan(Planner):
             state = None if own.last_hidden is None else own.last_hidden[node]
             g.plan_state = self._before(rows[node], state)
 
-    def _before(self, logits: Array, state: Array | None) -> _Before:
+    def _before(self, logits: Array, state: Array | None) -> TargetBefore:
         reads = self._reads_target and state is not None
-        return _Before(in_numpy(logits).copy(), as_float32(state).copy() if reads else None)
+        return TargetBefore(in_numpy(logits).copy(), as_float32(state).copy() if reads else None)
 
 
 def _check_drafter(selector: Selector, drafter: Drafter) -> None:

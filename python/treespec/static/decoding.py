@@ -14,6 +14,7 @@ import torch
 from treespec import _core
 from treespec._core import Verdict
 from treespec.generation import Generation, OnRound, RoundRecord
+from treespec.planning.selector import SelectorPlan
 from treespec.static import cuda_ops
 from treespec.static.attention import TreeAttention
 from treespec.static.capture import CapturedRound, CaptureStatus, Mailbox
@@ -27,6 +28,7 @@ from treespec.static.ops import PARAM_NAMES
 from treespec.static.plan import TABLE_BUILDERS, check_envelope
 from treespec.static.round import Judgement, RoundRecipe, RoundState, SequenceStart, play
 from treespec.static.runner import StaticRunner
+from treespec.static.selecting import StaticSelector, TargetPast
 from treespec.stats import Clock
 from treespec.targets.hf import HfTarget
 from treespec.targets.hf_model import text_config
@@ -58,6 +60,8 @@ class GraphRounds:
         Whether the blocks of language models go through torch.compile.
     attention
         None: the faster one on this machine (`treespec.static.choice`).
+    plan
+        Of a selector, which then chooses the options and bounds the node budget.
 
     Attributes
     ----------
@@ -85,8 +89,14 @@ class GraphRounds:
         lossy: bool = False,
         compiled: bool = False,
         attention: TreeAttention | None = None,
+        plan: SelectorPlan | None = None,
     ) -> None:
         self.device = _common_device(target, drafter)
+        selector = None
+        if plan is not None:
+            selector = StaticSelector(plan, draft_temperature, target.vocab_size, self.device)
+            builder, options = selector.builder, selector.options
+            node_budget = selector.node_budget
         check_envelope(builder, node_budget, TABLE_BUILDERS)
         self.attention = attention or _fast_attention(target, node_budget + 1, self.device)
         self.status = CaptureStatus()
@@ -99,6 +109,7 @@ class GraphRounds:
             draft_temperature,
             self.attention,
             compiled,
+            selector,
         )
         static = make_static_drafter(drafter, recipe)
         self._recipe = RoundRecipe(
@@ -107,6 +118,7 @@ class GraphRounds:
             node_budget=node_budget,
             proposal=builder.proposal,
             lossy=lossy,
+            selects=selector is not None,
         )
         _check_levels(verifier, builder.proposal, static.max_depth)
         self._idle: _Buffers | None = None  # of the last generation, with their graphs
@@ -163,7 +175,10 @@ class _Buffers:
         self._grammar: Grammar | None = None
         target_kv = StaticKv(running[0].target_state, len(running), capacity)
         draft = recipe.drafter.make_state([g.draft_state for g in running], capacity)
-        self.state = RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes)
+        past = None
+        if recipe.selects:
+            past = TargetPast(running[0].plan_state, len(running), target_kv.buffers[0])
+        self.state = RoundState(target_kv, draft, recipe.max_tokens, recipe.max_nodes, past)
         self.results = Mailbox(self.state.results)
         self.waiting = None if recipe.drafter.widths is not None else Mailbox(draft.waiting)
         self.captured = CapturedRound(
@@ -184,6 +199,8 @@ class _Buffers:
     def load(self, running: Sequence[Generation]) -> None:
         for place, g in enumerate(running):
             self.state.target_kv.load(place, g.target_state)
+            if self.state.past is not None:
+                self.state.past.load(place, g.plan_state, g.capacity)
         self._static.load(self.state.draft, [g.draft_state for g in running])
         self.state.start([_start(g) for g in running])
 

@@ -27,7 +27,8 @@ class _Kind(NamedTuple):
 
 
 def _causal_lm(drafter: AutoregressiveDrafter, recipe: DraftRecipe) -> StaticDrafter:
-    return LevelDrafter(StaticCausalLm(drafter, recipe.attention, recipe.compiled), recipe)
+    shared = (recipe.attention, recipe.compiled, recipe.selector)
+    return LevelDrafter(StaticCausalLm(drafter, *shared), recipe)
 
 
 def _eagle3(drafter: Eagle3Drafter, recipe: DraftRecipe) -> StaticDrafter:

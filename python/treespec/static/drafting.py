@@ -14,6 +14,7 @@ from treespec.device import Law, Trees
 from treespec.drafts.base import DraftSettings
 from treespec.static.attention import TreeAttention
 from treespec.static.runner import RowStates
+from treespec.static.selecting import Past, StaticSelector
 from treespec.targets.base import Needs
 
 
@@ -35,6 +36,8 @@ class DraftRecipe:
         How to attend.
     compiled
         Whether the layers of drafters that are called level by level go through torch.compile.
+    selector
+        Chooses the lengths of every sequence in every round, for ``"delayed"``.
     """
 
     builder: _core.TreeBuilder
@@ -44,6 +47,7 @@ class DraftRecipe:
     temperature: float | None
     attention: TreeAttention
     compiled: bool = False
+    selector: StaticSelector | None = None
 
     @property
     def drawn(self) -> bool:
@@ -79,6 +83,8 @@ class DraftStep(NamedTuple):
         KV rows that are looked at.
     status
         ``[B]`` int32: what is wrong with the data.
+    past
+        What a selector reads besides, if there is one.
     """
 
     root: torch.Tensor
@@ -88,6 +94,7 @@ class DraftStep(NamedTuple):
     params: torch.Tensor
     envelope: int
     status: torch.Tensor
+    past: Past | None = None
 
 
 class Drafted(NamedTuple):

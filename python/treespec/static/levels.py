@@ -9,6 +9,7 @@ is the model's (`treespec.static.causal_lm`, `treespec.static.eagle3`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from treespec.static.drafting import Drafted, DraftRecipe, DraftStep, Observed
 from treespec.static.growth import GrowthRecipe, GrowthState
 from treespec.static.kv import StaticKv
 from treespec.static.ops import encode_options
-from treespec.static.plan import plan_draft
+from treespec.static.plan import plan_choices, plan_draft
 from treespec.targets.base import Needs
 
 OPS = torch.ops.treespec
@@ -179,8 +180,12 @@ class LevelDrafter:
     """
 
     def __init__(self, model: LevelModel, recipe: DraftRecipe) -> None:
-        self.model, self.needs = model, model.needs
-        plan = plan_draft(recipe.builder, recipe.options, recipe.node_budget)
+        self.model, self.needs, self._selector = model, model.needs, recipe.selector
+        if recipe.selector is None:
+            plan = plan_draft(recipe.builder, recipe.options, recipe.node_budget)
+        else:
+            plan = plan_choices(recipe.selector.actions)
+            self.needs = replace(model.needs, last_hidden=recipe.selector.needs.last_hidden)
         self.max_depth, self.widths, self.max_rows = plan.max_depth, plan.widths, plan.max_rows
         self.spare_rows = max(plan.max_rows, plan.max_depth + 1)
         self.drawn, self.tempered = recipe.drawn, recipe.temperature is None
@@ -225,11 +230,15 @@ class LevelDrafter:
     def begin(self, state: LevelState, step: DraftStep) -> None:
         """Compute the tokens since the last round, and the root's candidates.
 
+        A selector chooses between the two: it reads rows of committed tokens, and no draw.
+
         Rows up to ``length + num_pending`` are those of committed tokens afterwards; a draft that
         is repeated writes the same.
         """
         logits = self.model.catch_up(state, self.pending_mask(state, step.envelope))
-        self._call(OPS.begin_growth, state, step)
+        lengths = None if self._selector is None else self._selector.choose(step, state.states)
+        data = (step.root, step.key, step.status)
+        OPS.begin_growth(*self.growth.arguments, state.growth.tensors, *data, lengths)
         token, logprob = self._rank(step, logits)
         # Nobody waits for the trees of sequences that are not active: they end with the root.
         nothing = (step.active == 0)[:, None, None]

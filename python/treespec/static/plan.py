@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from treespec import _core
 from treespec.device.families import DRAWN_SHAPES, FIXED_SHAPES, LAYERED, PATHS, SLOTS
+from treespec.selector.actions import Action
 
 SHAPES = (*FIXED_SHAPES, *DRAWN_SHAPES)
 BUILDERS = tuple(sorted({*SHAPES, *PATHS, *LAYERED, *SLOTS}))
@@ -77,6 +78,20 @@ def plan_draft(
     if builder.name in LAYERED:
         return _layered_plan(builder.name, options, node_budget)
     return _slots_plan(options, node_budget)
+
+
+def plan_choices(actions: Sequence[Action]) -> DraftPlan:
+    """The plan for trees of which another one is chosen in every round."""
+    plans = [
+        _paths_plan(_core.TreeBuilder("delayed", **action.options), action.nodes)
+        for action in actions
+    ]
+    return DraftPlan(
+        None,
+        max(plan.max_depth for plan in plans),
+        max(plan.max_rows for plan in plans),
+        max(plan.num_candidates for plan in plans),
+    )
 
 
 def check_envelope(builder: _core.TreeBuilder, node_budget: int, builders: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from treespec.static.grammar import packed_nodes
 from treespec.static.kv import StaticKv
 from treespec.static.levels import schedule
 from treespec.static.runner import RowStates, StaticRunner
+from treespec.static.selecting import Past, TargetPast
 
 OPS = torch.ops.treespec
 _HEADS = 5  # numbers in front of the lists of a result: nodes, accepted, status, depth, expectation
@@ -38,6 +39,8 @@ class RoundRecipe:
         How tokens are drafted.
     lossy
         Whether verifiers that change the distribution of the text are admitted.
+    selects
+        Whether a selector chooses the trees: what it reads of the target is kept.
     """
 
     target: StaticRunner
@@ -45,6 +48,7 @@ class RoundRecipe:
     node_budget: int
     proposal: str = "deterministic"
     lossy: bool = False
+    selects: bool = False
 
     @property
     def max_nodes(self) -> int:
@@ -174,16 +178,25 @@ class RoundState:
         ``[B]`` int32: what the round under way has found wrong with its data.
     results
         ``[B, 5 + 2 C + M]`` int32: what the host reads after a round, see `read_results`.
+    past
+        What a selector reads of the target; None without one.
     """
 
-    def __init__(self, target_kv: StaticKv, draft: Any, max_tokens: int, max_nodes: int) -> None:
+    def __init__(
+        self,
+        target_kv: StaticKv,
+        draft: Any,
+        max_tokens: int,
+        max_nodes: int,
+        past: TargetPast | None = None,
+    ) -> None:
         batch, capacity = target_kv.batch, target_kv.capacity
         device = target_kv.buffers[0].device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.target_kv, self.draft = target_kv, draft
+        self.target_kv, self.draft, self.past = target_kv, draft, past
         self.max_tokens = max_tokens
         self.active, self.status = zeros(batch), zeros(batch)
         # A round writes C tokens behind the root before it is known how many of them count.
@@ -258,8 +271,9 @@ class RoundState:
         """What the drafter reads."""
         root = self.history.gather(1, self.prefix_length.long()[:, None]).squeeze(1)
         key = round_keys(self.seed, self.sequence_id, self.prefix_length)
+        past = None if self.past is None else Past(self.history, self.prompt_length, self.past)
         return DraftStep(
-            root, self.prefix_length, self.active, key, self.params, envelope, self.status
+            root, self.prefix_length, self.active, key, self.params, envelope, self.status, past
         )
 
     def read_results(self, results: npt.NDArray[np.int32], place: int) -> RoundResult:
@@ -387,6 +401,8 @@ def _judge(
     verdicts = _verify(recipe, how, state, drafted, scored.logits)
     observed = Observed(*_commit(state, drafted.trees, verdicts), scored.states)
     recipe.drafter.observe(state.draft, step, observed)
+    if state.past is not None:
+        state.past.keep(state.active, verdicts, scored.logits, scored.states)
     state.prefix_length.add_(observed.count)
 
 
