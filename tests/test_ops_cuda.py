@@ -243,7 +243,8 @@ def test_rows_are_stacked_in_place_only_where_they_are_evenly_spaced() -> None:
     rows = {
         "even": ([whole[0:2], whole[3:6], whole[6:7]], True),
         "alone": ([whole[2:5]], True),
-        "uneven": ([whole[0:2], whole[2:5], whole[6:8]], False),
+        "uneven": ([whole[0:2], whole[3:5], whole[7:9]], False),
+        "uneven and close": ([whole[0:2], whole[2:5], whole[6:8]], False),
         "overlapping": ([whole[0:3], whole[2:5]], False),
         "backwards": ([whole[3:6], whole[0:3]], False),
         "twice the same": ([whole[0:3], whole[0:3]], False),
