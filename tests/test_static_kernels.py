@@ -122,9 +122,13 @@ def test_root_scalars(rng: np.random.Generator, dtype: torch.dtype) -> None:
     draft_params = torch.tensor([[1.3, 5, 0.8]] * BATCH, dtype=torch.float64)
     history = torch.from_numpy(rng.integers(0, 5000, (BATCH, 12), dtype=np.int32))
     lengths = [torch.tensor(column, dtype=torch.int32) for column in ([7, 9, 11], [3, 0, 11])]
+    token = torch.tensor([[3, 4100], [-1, -1], [5, -1]], dtype=torch.int32)
+    biases = (token, torch.tensor([[20.0, -0.7], [0, 0], [20.0, 0]], dtype=torch.float64))
     status = no_status()
-    given = (*rows, params, draft_params, history, *lengths, status)
+    given = (*rows, params, draft_params, history, *lengths, *biases, status)
     ours = cuda_ops.root_scalars(*given)
+    plain = cuda_ops.root_scalars(*given[:-3], None, None, status)
+    assert not torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
     assert same_bits([ours], [OPS.root_scalars(*given)])
     assert not status.any() and ours.isfinite().all()
 

@@ -358,6 +358,8 @@ def scalar_arguments(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         "history": torch.from_numpy(rng.integers(0, VOCAB, (BATCH, 12), dtype=np.int32)),
         "prefix_length": torch.tensor([7, 9, 11], dtype=torch.int32),
         "prompt_length": torch.tensor([3, 0, 11], dtype=torch.int32),
+        "bias_token": torch.tensor([[3, 17], [-1, -1], [5, -1]], dtype=torch.int32),
+        "bias": torch.tensor([[1.5, -0.7], [0, 0], [2.0, 0]], dtype=torch.float64),
         "status": no_status(),
     }
 
@@ -376,6 +378,7 @@ def test_root_scalars_are_those_of_the_core(rng: np.random.Generator) -> None:
                 repetition_penalty=1.2,
                 presence_penalty=0.3,
                 frequency_penalty=0.1,
+                logit_bias=({3: 1.5, 17: -0.7}, {}, {5: 2.0})[b],
             ),
             given["history"][b, :length].numpy(),
             int(given["prompt_length"][b]),

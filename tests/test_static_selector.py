@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from decoder_models import draft_model, target_model
 from device_backends import ORDERS, use_backend
 from selector_cases import random_selector
+from support import in_turns
 from test_graph_decoding import PROMPTS, captures, play_on_fake_gpu, texts
 from test_static_device import NAMES
 from test_static_round import CAPACITY, NoHostReads, fake_kv, move_to_fake_device
@@ -42,7 +44,10 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.9, "seed": [1, 2**64 - 1, 3]},
     "truncated": {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.02},
     "penalties": {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.2},
+    "biases": {"temperature": 0.8, "logit_bias": {5: 2.5, 9: -4.0, 40: 3.0}},
 }
+# States that selectors read, and their seeds.
+READS = {"none": ({}, 2), "one": ({"draft_root": 32}, 0), "all": (STATES, 1)}
 Choices = dict[tuple[int, ...], Action]
 
 
@@ -115,23 +120,22 @@ def check_same(static: list[Choices], host: Choices) -> None:
     assert {found[text] for text in found if text not in host} <= {Action(1, 0, 0)}
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(
-    ("states", "seed"), [({}, 2), ({"draft_root": 32}, 0), (STATES, 1)], ids=["none", "one", "all"]
+    ("case", "sampling"),
+    in_turns(itertools.product(["none", "one", "all"], [None, 0.2]), SAMPLINGS, each=2),
+    ids=str,
 )
-@pytest.mark.parametrize("temperature", [None, 0.2])
 def test_choices_and_texts_are_those_of_the_step_by_step_decoder(
-    states: Any,
-    seed: int,
+    case: tuple[str, float | None],
     sampling: str,
-    temperature: float | None,
     static_choices: list[Choices],
     host_choices: Choices,
     caplog: Any,
 ) -> None:
+    reads, temperature = case
     options = SAMPLINGS[sampling]
     law = {"draft_temperature": temperature}
-    selector = selector_of(states, seed)
+    selector = selector_of(*READS[reads])
     with caplog.at_level(logging.INFO, "treespec"):
         ours = texts(decoder_of(selector, **law), **options)
     assert not [text for text in caplog.messages if "step by step" in text]
@@ -144,7 +148,7 @@ def test_choices_and_texts_are_those_of_the_step_by_step_decoder(
     assert any(len(actions) > 1 for actions in apart), "each its own in a round"
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "penalties"])
+@pytest.mark.parametrize("sampling", ["greedy", "penalties", "biases"])
 def test_choices_read_what_they_read_step_by_step(
     sampling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

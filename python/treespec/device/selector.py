@@ -35,7 +35,7 @@ def root_scalars(
     changes: ScoreChanges | None = None,
     status: torch.Tensor,
 ) -> torch.Tensor:
-    """The numbers that a selector reads beside hidden states, in two launches.
+    """The numbers that a selector reads beside hidden states, in four launches.
 
     Bit for bit those of `treespec.selector.features.RootView.scalars`, sequence by sequence.
 
@@ -52,7 +52,7 @@ def root_scalars(
         ``[B]``: tokens before the root, at least 1.
     changes
         Penalties, allowed tokens and biases of the target, as for trees of one node (M = 1).
-        Penalties and biases take a third launch.
+        Penalties and biases take another launch.
 
     Returns
     -------

@@ -71,9 +71,12 @@ def root_scalars(
     history: torch.Tensor,
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
+    bias_token: torch.Tensor | None,
+    bias: torch.Tensor | None,
     status: torch.Tensor,
 ) -> torch.Tensor:
     """`ops.root_scalars`."""
+    changes = _changes(params, history, prefix_length, prompt_length)
     temperature, top_k, top_p = draft_params.unbind(1)
     min_p = torch.zeros_like(top_p)
     return device.root_scalars(
@@ -83,7 +86,7 @@ def root_scalars(
         sampling=device.sampling_words(*params[:, :4].unbind(1)),
         draft_sampling=device.sampling_words(temperature, top_k, top_p, min_p),
         tokens_before=prefix_length,
-        changes=_changes(params, history, prefix_length, prompt_length),
+        changes=changes._replace(bias_token=bias_token, bias=bias),
         status=status,
     )
 

@@ -284,7 +284,7 @@ class GraphRun:
     def _draft(self, clock: Clock, waiting: Mailbox) -> None:
         """Call the drafter as long as a sequence waits for rows."""
         most, used = self._recipe.drafter.max_rows - 1, 0
-        self._run("begin")
+        self._run("begin", *([self._how.num_biases] if self._recipe.selects else []))
         clock.count_draft(sum(self._active))
         while widest := int((count := waiting.fetch()).max()):
             used += widest  # no sequence has more slots in use afterwards

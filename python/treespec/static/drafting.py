@@ -84,7 +84,7 @@ class DraftStep(NamedTuple):
     status
         ``[B]`` int32: what is wrong with the data.
     past
-        What a selector reads besides, if there is one.
+        What a selector reads besides at the beginning of a round, if there is one.
     """
 
     root: torch.Tensor

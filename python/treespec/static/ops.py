@@ -129,7 +129,7 @@ def empty_mask(
     return _int32(parent, batch, nodes, (nodes + 31) // 32), _int32(parent, batch, nodes)
 
 
-def empty_scalars(target_logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+def empty_scalars(target_logits: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
     """Output of `root_scalars`."""
     return target_logits.new_empty((len(target_logits), 9), dtype=torch.float32)
 
@@ -209,6 +209,8 @@ def root_scalars(
     history: torch.Tensor,
     prefix_length: torch.Tensor,
     prompt_length: torch.Tensor,
+    bias_token: torch.Tensor | None,
+    bias: torch.Tensor | None,
     status: torch.Tensor,
 ) -> torch.Tensor:
     """What a selector reads of the laws around the roots, beside hidden states.
@@ -226,6 +228,8 @@ def root_scalars(
         ``[B, 3]`` float64: temperature, top-k and top-p of both rows of the drafter.
     history, prefix_length, prompt_length
         As of `verify_trees`: ``prefix_length[b]`` tokens are before the root, at least 1.
+    bias_token, bias
+        As of `verify_trees`.
 
     Returns
     -------
@@ -237,7 +241,7 @@ def root_scalars(
         temperature, top_k, top_p = draft_params[b].tolist()
         numbers = _core.root_scalars(
             target_logits[b],
-            _row_params(tuple(params[b].tolist())),
+            _row_params(tuple(params[b].tolist()), _biases_of(bias_token, bias, b)),
             history[b, : int(prefix_length[b])].numpy(),
             int(prompt_length[b]),
             draft_logits[b],

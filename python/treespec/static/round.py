@@ -271,9 +271,8 @@ class RoundState:
         """What the drafter reads."""
         root = self.history.gather(1, self.prefix_length.long()[:, None]).squeeze(1)
         key = round_keys(self.seed, self.sequence_id, self.prefix_length)
-        past = None if self.past is None else Past(self.history, self.prompt_length, self.past)
         return DraftStep(
-            root, self.prefix_length, self.active, key, self.params, envelope, self.status, past
+            root, self.prefix_length, self.active, key, self.params, envelope, self.status
         )
 
     def read_results(self, results: npt.NDArray[np.int32], place: int) -> RoundResult:
@@ -328,9 +327,20 @@ def draft_trees(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None
         grow_trees(recipe, state, step, width, num_slots)
 
 
-def begin_round(recipe: RoundRecipe, state: RoundState, step: DraftStep) -> None:
-    """The drafter's call for the roots."""
+def begin_round(
+    recipe: RoundRecipe, state: RoundState, step: DraftStep, num_biases: int = 0
+) -> None:
+    """The drafter's call for the roots.
+
+    Parameters
+    ----------
+    num_biases
+        As of `Judgement`, for a selector.
+    """
     state.status.zero_()
+    if state.past is not None:
+        biases = state.biases.get(num_biases)
+        step = step._replace(past=Past(state.history, state.prompt_length, state.past, biases))
     recipe.drafter.begin(state.draft, step)
 
 

@@ -21,6 +21,7 @@ from treespec.static.runner import RowStates
 
 if TYPE_CHECKING:
     from treespec.static.drafting import DraftStep
+    from treespec.static.round import Biases
 
 OPS = torch.ops.treespec
 
@@ -94,11 +95,14 @@ class Past(NamedTuple):
         ``[B, T]``, ``[B]`` int32, see `treespec.static.round.RoundState`.
     target
         What was known before the root.
+    biases
+        Logit biases of the target; None: none.
     """
 
     history: torch.Tensor
     prompt_length: torch.Tensor
     target: TargetPast
+    biases: Biases | None
 
 
 class RootStates(NamedTuple):
@@ -214,6 +218,7 @@ class StaticSelector:
             past.history,
             step.prefix_length,
             past.prompt_length,
+            *(past.biases or (None, None)),
             step.status,
         )
         known = (past.target.state, rows.before_state, rows.root_state)
