@@ -38,6 +38,7 @@ from treespec import _core
 from treespec.device import Trees
 from treespec.static import cuda_ops, growth, ops
 from treespec.static.growth import GrowthRecipe, GrowthState
+from treespec.static.host_trees import trees_on_host
 
 CPU = torch.device("cpu")
 OPS = torch.ops.treespec
@@ -96,6 +97,16 @@ def check_law(state: GrowthState, expected: list[_core.TokenTree]) -> None:
             own = slice(*offset[rows[node] :][:2])
             assert token[begin:end].tolist() == tokens[own].tolist()
             assert prob[begin:end].numpy().tobytes() == probs[own].tobytes()
+
+
+def test_trees_without_scores_come_to_the_host_as_well() -> None:
+    expected = built_trees("kary", {})
+    trees = Trees.pack(expected, BUDGET + 1, "cpu")._replace(path_logprob=None)
+    for one, other in zip(
+        trees_on_host(trees, None, "deterministic", range(BATCH)), expected, strict=True
+    ):
+        assert (one.token == other.token).all() and (one.parent == other.parent).all()
+        assert one.draws == other.draws and not one.path_logprob.any()
 
 
 @pytest.mark.parametrize(("name", "options"), GROWTHS, ids=str)

@@ -48,7 +48,7 @@ def trees_on_host(
     trees: Trees, law: Law | None, proposal: str, places: Sequence[int]
 ) -> list[_core.TokenTree]:
     """Copies of some sequences' trees, with scores, draws and law; waits for the device."""
-    there = Trees(*(column.cpu() for column in trees if column is not None))
+    there = Trees(*(None if column is None else column.cpu() for column in trees))
     arrays = [] if law is None else [array.cpu() for array in law.arrays]
     out = []
     for b in places:
